@@ -1,0 +1,1 @@
+"""Floor 1, control plane: requests, blocks, scheduling. Imports no torch and nothing of ``tuili.ops``."""
