@@ -1,0 +1,1 @@
+"""Floor 3: the parts that models are made of."""

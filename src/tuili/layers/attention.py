@@ -1,0 +1,64 @@
+"""Multi-head attention with grouped KV heads; where K and V live and who attends is the batch's business."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from tuili import ops
+from tuili.layers.linear import Linear
+from tuili.layers.norm import RMSNorm
+from tuili.layers.rope import Angles
+from tuili.layers.spec import ModelSpec
+
+
+class AttentionBackend(Protocol):
+    """Attends over the KV of ``batch``'s requests, first storing ``k`` and ``v`` where ``kv`` is given.
+
+    ``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim]; returns [n, heads, dim].
+    """
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: int,
+        batch: Any,
+        kv: Any,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor: ...
+
+
+class Batch(Protocol):
+    """What layers see of a ForwardBatch: the rows' positions [n] and who attends."""
+
+    positions: torch.Tensor
+    attention: AttentionBackend
+
+
+class Attention(nn.Module):
+    def __init__(self, spec: ModelSpec, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.scale, self.window, self.softcap = spec.scale, spec.window(layer), spec.attention_softcap
+        parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
+        self.qkv_proj = Linear(spec.hidden_size, parts, spec.qkv_bias)
+        self.o_proj = Linear(parts[0], spec.hidden_size, spec.out_bias)
+        norm = (self.dim, spec.norm_eps, spec.norm_offset)
+        self.q_norm = RMSNorm(*norm) if spec.qk_norm else None
+        self.k_norm = RMSNorm(*norm) if spec.qk_norm else None
+
+    def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
+        q, k, v = self.qkv_proj(x).split(self.qkv_proj.parts, -1)
+        q, k, v = (t.reshape(len(x), -1, self.dim) for t in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
+        out = batch.attention.attend(q, k, v, self.layer, batch, kv, self.scale, self.window, self.softcap)
+        return self.o_proj(out.reshape(len(x), -1))

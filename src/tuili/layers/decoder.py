@@ -1,0 +1,87 @@
+"""The decoder that families share: embed, blocks, final norm, head. A family differs by its ``ModelSpec``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuili import ops
+from tuili.layers.attention import Attention, Batch
+from tuili.layers.linear import Embedding, Linear
+from tuili.layers.mlp import GatedMLP
+from tuili.layers.norm import RMSNorm
+from tuili.layers.rope import Angles, Rope
+from tuili.layers.spec import ModelSpec
+
+
+class Block(nn.Module):
+    """Pre-norm residual block; with ``spec.post_norms`` also a norm behind attention and MLP."""
+
+    def __init__(self, spec: ModelSpec, layer: int):
+        super().__init__()
+        norm = (spec.hidden_size, spec.norm_eps, spec.norm_offset)
+        self.attention_norm = RMSNorm(*norm)
+        self.attention = Attention(spec, layer)
+        self.attention_post_norm = RMSNorm(*norm) if spec.post_norms else None
+        self.mlp_norm = RMSNorm(*norm)
+        self.mlp = GatedMLP(spec.hidden_size, spec.intermediate_size, spec.activation, spec.mlp_bias)
+        self.mlp_post_norm = RMSNorm(*norm) if spec.post_norms else None
+
+    def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
+        out = self.attention(self.attention_norm(x), angles, batch, kv)
+        x = x + (out if self.attention_post_norm is None else self.attention_post_norm(out))
+        out = self.mlp(self.mlp_norm(x))
+        return x + (out if self.mlp_post_norm is None else self.mlp_post_norm(out))
+
+
+class Decoder(nn.Module):
+    """``embed``, ``forward`` and ``logits`` of DESIGN.md 5's Model."""
+
+    block: type[Block] = Block
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embed_scale)
+        self.layers = nn.ModuleList(self.block(spec, i) for i in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset)
+        self.head = None if spec.tied else Linear(spec.hidden_size, spec.vocab_size)
+        self.rope: Rope | None = None
+        self.window_rope: Rope | None = None
+
+    def prepare(self, max_len: int) -> None:
+        """Make the rotary tables for positions up to ``max_len``; call before the first forward."""
+        self.rope = Rope(self.spec.rope, max_len)
+        self.window_rope = Rope(self.spec.window_rope, max_len) if self.spec.window_rope else self.rope
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [n] to the residual stream [n, hidden]."""
+        return self.embedding(ids)
+
+    def forward(self, x: torch.Tensor, batch: Batch, kv: Any, taps: tuple[int, ...] = ()) -> Any:
+        """``x`` [n, hidden] through all layers and the final norm: [n, hidden].
+
+        With ``taps``, also the list of the residual streams that enter those layers (``num_layers``: after the last).
+        """
+        assert self.rope is not None
+        assert self.window_rope is not None
+        angles = self.rope.at(batch.positions)
+        window_angles = angles if self.window_rope is self.rope else self.window_rope.at(batch.positions)
+        tapped = []
+        for i, layer in enumerate(self.layers):
+            if i in taps:
+                tapped.append(x)
+            x = layer(x, angles if self.spec.window(i) is None else window_angles, batch, kv)
+        if len(self.layers) in taps:
+            tapped.append(x)
+        hidden = self.norm(x)
+        return (hidden, tapped) if taps else hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores [n, vocab] of the next token after each row of ``hidden`` [n, hidden], in the model's dtype."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        scores = ops.linear(hidden, weight)
+        cap = self.spec.logit_softcap
+        return scores if cap is None else ops.softcap(scores, cap)

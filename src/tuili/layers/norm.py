@@ -1,0 +1,21 @@
+"""Root-mean-square normalization."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tuili import ops
+
+
+class RMSNorm(nn.Module):
+    """``x`` [..., dim] normalized over the last dimension. ``offset`` 1: the stored weight is a difference to one (Gemma)."""
+
+    def __init__(self, dim: int, eps: float, offset: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+        self.offset = offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.rms_norm(x, self.weight, self.eps, self.offset)

@@ -1,0 +1,66 @@
+"""``ModelSpec``: what the shared parts need to know to build a decoder. Plain data, no torch (the planner reads it too)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary embedding: ``dim`` rotated dimensions, base ``theta``, and the scaling of config.json's ``rope_scaling``.
+
+    ``kind`` is one of default, linear, dynamic, llama3, yarn, longrope; ``scaling`` holds that kind's numbers as named in
+    config.json; ``original_len`` is the length that the model was first trained for.
+    """
+
+    dim: int
+    theta: float = 10_000.0
+    kind: str = "default"
+    scaling: tuple[tuple[str, object], ...] = ()
+    original_len: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Shapes and choices of a decoder. Lengths in tokens; ``windows`` has one entry per layer (None: full attention)."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_model_len: int
+    rope: RopeSpec
+    norm_eps: float = 1e-6
+    activation: str = "silu"
+    tied: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: float = 0.0
+    #: Gemma 2 and 3 also normalize what attention and the MLP return, before the residual add.
+    post_norms: bool = False
+    embed_scale: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    #: Rope of the layers with a window, where it differs from the others' (Gemma 3).
+    window_rope: RopeSpec | None = None
+    dtype: str = "bfloat16"
+    eos_token_ids: tuple[int, ...] = field(default=())
+
+    @property
+    def scale(self) -> float:
+        return self.attention_scale if self.attention_scale is not None else self.head_dim**-0.5
+
+    def window(self, layer: int) -> int | None:
+        return self.windows[layer] if self.windows else None
+
+    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
+        """Bytes of K and V that one position takes over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value

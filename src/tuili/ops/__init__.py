@@ -1,0 +1,23 @@
+"""Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls the active implementation of the op table."""
+
+from tuili.ops.attention import causal_attention, paged_attention, write_kv
+from tuili.ops.reference import embedding, gated, linear, rms_norm, rotate, softcap
+from tuili.ops.table import Op, Sample, implement, op, table, use
+
+__all__ = [
+    "Op",
+    "Sample",
+    "causal_attention",
+    "embedding",
+    "gated",
+    "implement",
+    "linear",
+    "op",
+    "paged_attention",
+    "rms_norm",
+    "rotate",
+    "softcap",
+    "table",
+    "use",
+    "write_kv",
+]

@@ -1,0 +1,166 @@
+"""What attention means: over the paged KV cache (inference), and dense and causal (training).
+
+The paged reference is invariant, bit for bit, to batch, chunking, prefix reuse and padding of the block table (law 5):
+keys are cut into tiles at absolute positions, each tile is one matmul of fixed shape, and tiles are added in a fixed
+pairwise tree, to which masked tiles contribute exact zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tuili.ops import samples
+from tuili.ops.reference import ROW_TILE, softcap
+from tuili.ops.table import op
+
+#: Keys per tile. Part of the meaning: another value gives other last bits.
+KEY_TILE = 64
+#: Queries attended at once; bounds the memory of a long prefill.
+QUERY_SLICE = 256
+
+
+@op(samples.write_kv)
+def write_kv(
+    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Store ``k``, ``v`` [n, kv_heads, dim] at ``slots`` [n] (block * block_size + offset) of the caches, in place.
+
+    Caches are [blocks, block_size, kv_heads, dim].
+    """
+    k_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
+    v_cache.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
+
+
+@op(samples.paged_attention, tolerance=1e-5)
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Causal attention of each request's last queries over its cached context: [n, heads, dim] in q's dtype.
+
+    ``q`` [n, heads, dim]: the queries of all requests end to end, request r's are rows
+    ``query_start[r] .. query_start[r + 1]`` and the last positions of its ``context_len[r]`` (their K and V are already
+    in the cache). ``block_table`` [requests, blocks] lists block ids; entries past the context are ignored but must be
+    valid ids. A query sees itself and the ``window - 1`` positions before it (None: all). Kwon et al. 2023,
+    arXiv:2309.06180.
+    """
+    starts, contexts = query_start.tolist(), context_len.tolist()
+    counts = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    out = torch.empty_like(q)
+    single = [r for r, count in enumerate(counts) if count == 1]
+    caches = (k_cache, v_cache)
+    if single:
+        rows = query_start[:-1][single] if len(single) < len(counts) else query_start[:-1]
+        last = (context_len[single] - 1).unsqueeze(1)
+        blocks = -(-max(contexts[r] for r in single) // k_cache.shape[1])
+        table = block_table[single, :blocks]
+        out[rows] = _attend(q[rows].unsqueeze(1), last, *caches, table, scale, window, softcap).squeeze(1)
+    for r, count in enumerate(counts):
+        if count == 1:
+            continue
+        for first in range(0, count, QUERY_SLICE):
+            width = min(QUERY_SLICE, count - first)
+            begin = contexts[r] - count + first
+            at = torch.arange(begin, begin + width).unsqueeze(0)
+            table = block_table[r : r + 1, : -(-(begin + width) // k_cache.shape[1])]
+            rows = slice(starts[r] + first, starts[r] + first + width)
+            out[rows] = _attend(q[rows].unsqueeze(0), at, *caches, table, scale, window, softcap)[0]
+    return out
+
+
+def _attend(
+    q: torch.Tensor,
+    at: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    table: torch.Tensor,
+    scale: float,
+    window: int | None,
+    cap: float | None,
+) -> torch.Tensor:
+    """``q`` [r, n, heads, dim] at positions ``at`` [r, n] over the blocks of ``table`` [r, blocks]; float32 inside."""
+    r, n, heads, dim = q.shape
+    kv_heads = k_cache.shape[2]
+    group = heads // kv_heads
+    keys, values = _tiles(k_cache, table), _tiles(v_cache, table)
+    tiles = keys.shape[2]
+    wide = q.float().view(r, n, kv_heads, group, dim).transpose(1, 2).reshape(r, kv_heads, n * group, dim)
+    wide = F.pad(wide * scale, (0, 0, 0, -(n * group) % ROW_TILE))
+    rows = wide.shape[2]
+    wide = wide.unsqueeze(2).expand(-1, -1, tiles, -1, -1)
+    scores = torch.matmul(wide, keys.transpose(-1, -2))
+    if cap is not None:
+        scores = softcap(scores, cap)
+    hidden = _hidden(at, tiles, window).repeat_interleave(group, 2)
+    hidden = F.pad(hidden, (0, 0, 0, rows - n * group))
+    scores.masked_fill_(hidden.unsqueeze(1), -torch.inf)
+    top = scores.amax((2, 4), keepdim=True)
+    weights = torch.exp(scores - top)
+    total = _tree_sum(weights.sum(-1, keepdim=True))
+    out = _tree_sum(torch.matmul(weights, values)) / total
+    out = out[:, :, : n * group].view(r, kv_heads, n, group, dim).transpose(1, 2)
+    return out.reshape(r, n, heads, dim).to(q.dtype)
+
+
+def _tiles(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Cached rows of ``table`` [r, blocks] in float32, cut at absolute positions: [r, kv_heads, tiles, KEY_TILE, dim]."""
+    r, blocks = table.shape
+    _, size, kv_heads, dim = cache.shape
+    rows = cache[table.reshape(-1)].float().view(r, blocks * size, kv_heads, dim)
+    rows = F.pad(rows, (0, 0, 0, 0, 0, -(blocks * size) % KEY_TILE))
+    return rows.view(r, -1, KEY_TILE, kv_heads, dim).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _hidden(at: torch.Tensor, tiles: int, window: int | None) -> torch.Tensor:
+    """True where a query at ``at`` [r, n] must not look: [r, tiles, n, KEY_TILE]."""
+    key = torch.arange(tiles * KEY_TILE).view(1, tiles, 1, KEY_TILE)
+    query = at.view(at.shape[0], 1, -1, 1)
+    hidden = key > query
+    return hidden if window is None else hidden | (key <= query - window)
+
+
+def _tree_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum over dim 2 by adding neighbours, level by level: trailing zero tiles never change the result's bits."""
+    while x.shape[2] > 1:
+        if x.shape[2] % 2:
+            x = torch.cat((x, torch.zeros_like(x[:, :, :1])), 2)
+        x = x[:, :, 0::2] + x[:, :, 1::2]
+    return x.squeeze(2)
+
+
+@op(samples.causal_attention, tolerance=1e-5)
+def causal_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Dense causal attention of whole sequences, for training: ``q`` [b, t, heads, dim], ``k``, ``v`` [b, t, kv_heads, dim].
+
+    Differentiable; [b, t, heads, dim] in q's dtype.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if window is None and softcap is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        return out.transpose(1, 2)
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = q.float() @ k.float().transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    at = torch.arange(q.shape[2])
+    hidden = at[None, :] > at[:, None]
+    if window is not None:
+        hidden |= at[None, :] <= at[:, None] - window
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return (weights @ v.float()).to(q.dtype).transpose(1, 2)

@@ -1,0 +1,86 @@
+"""The op table: every op is one meaning (a torch reference), sample inputs and a tolerance, declared together (DESIGN.md 5).
+
+Other implementations register with ``implement`` and are held to the reference, on every sample, by one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from tuili.base.errors import ConfigError, nearest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments of one call, made fresh by ``make(generator)``; ``name`` says what is special about it."""
+
+    name: str
+    make: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass
+class Op(Generic[P, R]):
+    """An op of the table. Calling it runs the active implementation; ``reference`` is its meaning."""
+
+    name: str
+    reference: Callable[P, R]
+    samples: Callable[[], list[Sample]]
+    tolerance: float
+    implementations: dict[str, Callable[P, R]] = field(default_factory=dict)
+    active: Callable[P, R] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.implementations["reference"] = self.reference
+        self.active = self.reference
+        self.__doc__ = self.reference.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.active(*args, **kwargs)
+
+
+table: dict[str, Op[..., Any]] = {}
+
+
+def op(samples: Callable[[], list[Sample]], tolerance: float = 0.0) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Declare a reference as an op of the table. ``tolerance`` is the largest relative error of other implementations."""
+
+    def declare(reference: Callable[P, R]) -> Op[P, R]:
+        entry = Op(reference.__name__, reference, samples, tolerance)
+        table[entry.name] = entry
+        return entry
+
+    return declare
+
+
+def implement(name: str, backend: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register another implementation of op ``name``; ``use(backend)`` makes it active."""
+
+    def add(function: Callable[P, R]) -> Callable[P, R]:
+        if name not in table:
+            raise ConfigError(f"unknown op {name!r}.{nearest(name, table)}")
+        table[name].implementations[backend] = function
+        return function
+
+    return add
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run the block on ``backend`` where an op has it, on the reference elsewhere. ``use("reference")`` is where bug hunts start."""
+    known = {b for entry in table.values() for b in entry.implementations}
+    if backend not in known:
+        raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")
+    before = {name: entry.active for name, entry in table.items()}
+    for entry in table.values():
+        entry.active = entry.implementations.get(backend, entry.reference)
+    try:
+        yield
+    finally:
+        for name, active in before.items():
+            table[name].active = active
