@@ -37,8 +37,11 @@ class AttentionBackend(Protocol):
 class Batch(Protocol):
     """What layers see of a ForwardBatch: the rows' positions [n] and who attends."""
 
-    positions: torch.Tensor
-    attention: AttentionBackend
+    @property
+    def positions(self) -> torch.Tensor: ...
+
+    @property
+    def attention(self) -> AttentionBackend: ...
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls the active implementation of the op table."""
+"""Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls what is active in the op table."""
 
 from tuili.ops.attention import causal_attention, paged_attention, write_kv
 from tuili.ops.reference import embedding, gated, linear, rms_norm, rotate, softcap

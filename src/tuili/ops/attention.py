@@ -53,7 +53,7 @@ def paged_attention(
     arXiv:2309.06180.
     """
     starts, contexts = query_start.tolist(), context_len.tolist()
-    counts = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    counts = query_start.diff().tolist()
     out = torch.empty_like(q)
     single = [r for r, count in enumerate(counts) if count == 1]
     caches = (k_cache, v_cache)
@@ -71,8 +71,8 @@ def paged_attention(
             begin = contexts[r] - count + first
             at = torch.arange(begin, begin + width).unsqueeze(0)
             table = block_table[r : r + 1, : -(-(begin + width) // k_cache.shape[1])]
-            rows = slice(starts[r] + first, starts[r] + first + width)
-            out[rows] = _attend(q[rows].unsqueeze(0), at, *caches, table, scale, window, softcap)[0]
+            part = slice(starts[r] + first, starts[r] + first + width)
+            out[part] = _attend(q[part].unsqueeze(0), at, *caches, table, scale, window, softcap)[0]
     return out
 
 
@@ -111,7 +111,7 @@ def _attend(
 
 
 def _tiles(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Cached rows of ``table`` [r, blocks] in float32, cut at absolute positions: [r, kv_heads, tiles, KEY_TILE, dim]."""
+    """Cached rows of ``table`` [r, blocks] in float32, cut at absolute positions: [r, kv, tiles, KEY_TILE, dim]."""
     r, blocks = table.shape
     _, size, kv_heads, dim = cache.shape
     rows = cache[table.reshape(-1)].float().view(r, blocks * size, kv_heads, dim)
@@ -145,9 +145,9 @@ def causal_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Dense causal attention of whole sequences, for training: ``q`` [b, t, heads, dim], ``k``, ``v`` [b, t, kv_heads, dim].
+    """Dense causal attention of whole sequences, for training.
 
-    Differentiable; [b, t, heads, dim] in q's dtype.
+    ``q`` [b, t, heads, dim], ``k``, ``v`` [b, t, kv_heads, dim]. Differentiable; [b, t, heads, dim] in q's dtype.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if window is None and softcap is None:

@@ -1,4 +1,4 @@
-"""What the row-wise ops mean, in torch. Each output row depends on its own input row only, bit for bit (law 5)."""
+"""What the row-wise ops mean, in torch. An output row depends on its own input row only, bit for bit (law 5)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tuili.ops import samples
 from tuili.ops.table import op
 
-#: Rows of a matmul are padded to a multiple of this. Kernels for 1 to 3 float32 rows add in another order than those for
-#: many rows, so that a request's logits would depend on who shares its batch (measured; DESIGN.md law 5).
+#: Rows of a matmul are padded to a multiple of this. Kernels for 1 to 3 float32 rows add in another order than those
+#: for many, so that a request's logits would depend on who shares its batch (measured; DESIGN.md law 5).
 ROW_TILE = 8
 
 
@@ -57,7 +57,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 @op(samples.gated, tolerance=1e-5)
 def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim] (gate first): [n, dim]. Activations: silu, gelu_tanh, gelu."""
+    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim], gate first: [n, dim]; silu, gelu_tanh or gelu."""
     gate, up = gate_up.chunk(2, -1)
     if activation == "silu":
         return F.silu(gate) * up

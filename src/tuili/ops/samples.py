@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,20 +28,18 @@ def each_dtype(
     return [at(dtype) for dtype in DTYPES]
 
 
+def _matrix(g: torch.Generator, d: torch.dtype, rows: int, into: int, out: int) -> tuple[Any, ...]:
+    return randn(g, rows, into, dtype=d), randn(g, out, into, dtype=d) / into**0.5
+
+
 def linear() -> list[Sample]:
     shapes = ((1, 64, 96), (3, 64, 96), (8, 256, 768), (17, 37, 41), (129, 128, 64))
     plain = [
-        s
-        for n, i, o in shapes
-        for s in each_dtype(
-            f"{n}x{i}x{o}",
-            lambda g, d, n=n, i=i, o=o: (randn(g, n, i, dtype=d), randn(g, o, i, dtype=d) / i**0.5),
-        )
+        sample
+        for rows, into, out in shapes
+        for sample in each_dtype(f"{rows}x{into}x{out}", partial(_matrix, rows=rows, into=into, out=out))
     ]
-    bias = each_dtype(
-        "bias", lambda g, d: (randn(g, 5, 64, dtype=d), randn(g, 32, 64, dtype=d) / 8, randn(g, 32, dtype=d))
-    )
-    return plain + bias
+    return plain + each_dtype("bias", lambda g, d: (*_matrix(g, d, 5, 64, 32), randn(g, 32, dtype=d)))
 
 
 def embedding() -> list[Sample]:
@@ -48,15 +47,15 @@ def embedding() -> list[Sample]:
 
 
 def rms_norm() -> list[Sample]:
-    samples = []
-    for n, d in ((1, 64), (7, 256), (33, 37)):
-        for offset in (0.0, 1.0):
-            samples += each_dtype(
-                f"{n}x{d}-offset{offset:g}",
-                lambda g, t, n=n, d=d: (randn(g, n, d, dtype=t), randn(g, d, dtype=t), 1e-6),
-                offset=offset,
-            )
-    return samples
+    def args(g: torch.Generator, d: torch.dtype, rows: int, dim: int) -> tuple[Any, ...]:
+        return randn(g, rows, dim, dtype=d), randn(g, dim, dtype=d), 1e-6
+
+    return [
+        sample
+        for rows, dim in ((1, 64), (7, 256), (33, 37))
+        for offset in (0.0, 1.0)
+        for sample in each_dtype(f"{rows}x{dim}-offset{offset:g}", partial(args, rows=rows, dim=dim), offset=offset)
+    ]
 
 
 def rotate() -> list[Sample]:
@@ -80,7 +79,7 @@ def softcap() -> list[Sample]:
 def paged(
     g: torch.Generator, dtype: torch.dtype, queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int
 ) -> tuple[Any, ...]:
-    """Arguments of paged attention over a shuffled pool of blocks of 16: ``queries[r]`` last positions of ``contexts[r]``."""
+    """Arguments of paged attention over shuffled blocks of 16: the ``queries[r]`` last positions of ``contexts[r]``."""
     blocks = [-(-c // 16) for c in contexts]
     pool = torch.randperm(sum(blocks) + 3, generator=g)
     table = torch.zeros(len(contexts), max(blocks), dtype=torch.long)
@@ -102,10 +101,13 @@ def paged_attention() -> list[Sample]:
         "softcap": ([1, 20], [90, 40], 4, 1, 32, {"softcap": 20.0}),
     }
     return [
-        s
-        for name, (q, c, h, kv, dim, kw) in cases.items()
-        for s in each_dtype(
-            name, lambda g, d, q=q, c=c, h=h, kv=kv, dim=dim: paged(g, d, q, c, h, kv, dim), scale=dim**-0.5, **kw
+        sample
+        for name, (queries, contexts, heads, kv_heads, dim, wishes) in cases.items()
+        for sample in each_dtype(
+            name,
+            partial(paged, queries=queries, contexts=contexts, heads=heads, kv_heads=kv_heads, dim=dim),
+            scale=dim**-0.5,
+            **wishes,
         )
     ]
 

@@ -1,4 +1,4 @@
-"""The op table: every op is one meaning (a torch reference), sample inputs and a tolerance, declared together (DESIGN.md 5).
+"""The op table: an op is a torch reference (its meaning), sample inputs and a tolerance, declared together.
 
 Other implementations register with ``implement`` and are held to the reference, on every sample, by one test.
 """
@@ -48,7 +48,7 @@ table: dict[str, Op[..., Any]] = {}
 
 
 def op(samples: Callable[[], list[Sample]], tolerance: float = 0.0) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Declare a reference as an op of the table. ``tolerance`` is the largest relative error of other implementations."""
+    """Declare a reference as an op. ``tolerance`` is the largest relative error of other implementations."""
 
     def declare(reference: Callable[P, R]) -> Op[P, R]:
         entry = Op(reference.__name__, reference, samples, tolerance)
@@ -72,7 +72,7 @@ def implement(name: str, backend: str) -> Callable[[Callable[P, R]], Callable[P,
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Run the block on ``backend`` where an op has it, on the reference elsewhere. ``use("reference")`` is where bug hunts start."""
+    """Run on ``backend`` where an op has it, else on the reference. Bug hunts start with ``use("reference")``."""
     known = {b for entry in table.values() for b in entry.implementations}
     if backend not in known:
         raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")

@@ -1,0 +1,200 @@
+"""Every option of Tuili: type, default, unit, one sentence. CLI, TOML files and the reference page come from this.
+
+Order: defaults < TOML file < command line. ``None`` is "auto"; ``engine.resolve`` turns every auto into a value, once.
+Names that vLLM users know are vLLM's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuili.base.errors import ConfigError, nearest
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    metadata = {
+        "help": help,
+        "group": group,
+        "unit": unit,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All options, flat. Raises ConfigError for a value of the wrong type or out of range."""
+
+    model: str = option(
+        "embedded", "Directory, hub id, or 'embedded' for the model that ships with Tuili.", group="model"
+    )
+    revision: str | None = option(None, "Branch, tag or commit of a hub id.", group="model")
+    served_model_name: str | None = option(None, "Name that clients use; default: the model as given.", group="model")
+    dtype: str = option(
+        "auto",
+        "Type of weights and activations; auto: the checkpoint's, where the machine computes fast in it.",
+        group="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    max_model_len: int | None = option(
+        None, "Longest prompt + output; default: the model's.", group="model", unit="tokens", minimum=1
+    )
+    seed: int = option(0, "Seed of the engine; requests without a seed derive theirs from it.", group="model")
+    generation_config: str = option(
+        "auto",
+        "Defaults of sampling: 'auto' reads the model's generation_config.json, 'vllm' is neutral, else a directory.",
+        group="model",
+    )
+    override_generation_config: str | None = option(
+        None, "JSON object that overrides keys of the generation config.", group="model"
+    )
+    chat_template: str | None = option(None, "File with, or text of, a Jinja chat template.", group="model")
+    device: str = option("auto", "Where the model runs.", group="model", choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(None, "CPU threads of the model; default: the cores.", group="model", minimum=1)
+
+    block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)
+    kv_cache_memory_bytes: int | None = option(
+        None,
+        "Memory of the KV cache; default: what the rows can need, within the memory share.",
+        group="cache",
+        unit="bytes",
+        minimum=1,
+    )
+    gpu_memory_utilization: float = option(
+        0.9,
+        "Share of the device's free memory that weights and KV may take (RAM on CPU).",
+        group="cache",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    num_gpu_blocks_override: int | None = option(None, "Exact number of KV blocks.", group="cache", minimum=1)
+    enable_prefix_caching: bool = option(True, "Reuse the KV of equal prompt prefixes.", group="cache")
+
+    scheduling_policy: str = option(
+        "fcfs",
+        "Who is admitted first: fcfs, priority, or static (no continuous batching, to compare).",
+        group="scheduler",
+    )
+    max_num_batched_tokens: int | None = option(
+        None, "Token budget of a step.", group="scheduler", unit="tokens", minimum=1
+    )
+    max_num_seqs: int | None = option(None, "Most requests in a step.", group="scheduler", unit="requests", minimum=1)
+    enable_chunked_prefill: bool = option(
+        True, "Split long prompts over steps so that they do not stall the others.", group="scheduler"
+    )
+    max_num_queued_reqs: int | None = option(
+        None, "Waiting requests beyond which new ones are refused (HTTP 503).", group="scheduler", minimum=1
+    )
+
+    host: str = option("127.0.0.1", "Address to listen on.", group="server")
+    port: int = option(8000, "Port to listen on.", group="server", minimum=0, maximum=65535)
+    max_logprobs: int = option(20, "Most top logprobs that a request may ask for.", group="server", minimum=-1)
+    max_body_bytes: int = option(8 << 20, "Largest request body.", group="server", unit="bytes", minimum=1024)
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            _check(item, getattr(self, item.name))
+
+    def with_(self, **changes: Any) -> Config:
+        return dataclasses.replace(self, **changes)
+
+
+def options(group: str | None = None) -> Iterator[dataclasses.Field[Any]]:
+    """The fields of Config, of one group if given, in the order of the file."""
+    return (item for item in dataclasses.fields(Config) if group in (None, item.metadata["group"]))
+
+
+def option_type(name: str) -> tuple[type, bool]:
+    """The plain type of an option, and whether None (auto) is allowed."""
+    hint = typing.get_type_hints(Config)[name]
+    if isinstance(hint, types.UnionType):
+        inner = [t for t in typing.get_args(hint) if t is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def _check(item: dataclasses.Field[Any], value: Any) -> None:
+    kind, optional = option_type(item.name)
+    if value is None and optional:
+        return
+    flag = "--" + item.name.replace("_", "-")
+    right = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not right:
+        raise ConfigError(f"{flag} must be of type {kind.__name__}, got {value!r}")
+    meta = item.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise ConfigError(f"{flag} cannot be {value!r}.{nearest(value, meta['choices'])}")
+    if meta["minimum"] is not None and value < meta["minimum"]:
+        raise ConfigError(f"{flag} must be at least {meta['minimum']:g}, got {value}")
+    if meta["maximum"] is not None and value > meta["maximum"]:
+        raise ConfigError(f"{flag} must be at most {meta['maximum']:g}, got {value}")
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
+    """Config from a TOML file (flat, or one table per group) and overrides; None in overrides means "not given"."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        values.update(_read(Path(path)))
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    known = {item.name for item in options()}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown option {key!r}.{nearest(key, known)}")
+    return Config(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    groups = {item.metadata["group"] for item in options()}
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if key in groups and isinstance(value, dict):
+            flat.update(value)
+        else:
+            flat[key.replace("-", "_")] = value
+    return flat
+
+
+def dump(config: Config) -> str:
+    """The config as TOML, a table per group, readable by ``load``; options that are None are left out."""
+    lines: list[str] = []
+    for group in dict.fromkeys(item.metadata["group"] for item in options()):
+        lines.append(f"[{group}]")
+        for item in options(group):
+            value = getattr(config, item.name)
+            if value is not None:
+                lines.append(f"{item.name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return repr(value)

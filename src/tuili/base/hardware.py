@@ -1,0 +1,66 @@
+"""What a machine is: memory, cores, instruction sets. No torch: the planner describes machines that are elsewhere."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Memory in bytes; ``isa`` holds the CPU flags that matter here; ``gpu`` is the card's name or None."""
+
+    cpu: str
+    cores: int
+    isa: frozenset[str]
+    total_memory: int
+    available_memory: int
+    gpu: str | None = None
+    gpu_memory: int = 0
+
+    @property
+    def fast_bfloat16(self) -> bool:
+        return bool(self.isa & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+#: CPU flags (as /proc/cpuinfo spells them) that decide which kernels run.
+FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16")
+
+
+def probe() -> Hardware:
+    """This machine's CPU and RAM, within the container's limits where there are some."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    memory = psutil.virtual_memory()
+    limit = _cgroup_limit()
+    total = min(memory.total, limit) if limit else memory.total
+    available = min(memory.available, total - _cgroup_usage()) if limit else memory.available
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    return Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
+
+
+def _cgroup_number(name: str) -> int | None:
+    try:
+        text = Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _cgroup_limit() -> int | None:
+    return _cgroup_number("memory.max")
+
+
+def _cgroup_usage() -> int:
+    return _cgroup_number("memory.current") or 0

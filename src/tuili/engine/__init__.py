@@ -1,0 +1,1 @@
+"""Floor 7: the loop, its clients, text in and out."""

@@ -1,0 +1,1 @@
+"""Floor 5, data plane: plan to tensors to result."""

@@ -1,0 +1,1 @@
+"""Who attends over paged KV: one file per backend."""

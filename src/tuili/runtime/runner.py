@@ -1,0 +1,133 @@
+"""``ModelRunner``: a plan in, a result out. Knows tensors, nothing of scheduling; text is unknown here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+import torch
+
+from tuili.core.plan import Chunk, StepPlan, StepResult, StepStats, TopLogprobs
+from tuili.layers.attention import AttentionBackend
+from tuili.layers.decoder import Decoder
+from tuili.runtime.attention.paged import PagedAttention
+from tuili.runtime.batch import assemble
+from tuili.runtime.kvstore import KVStore
+from tuili.runtime.rows import Row, Rows
+from tuili.runtime.sampler import sample, top_logprobs
+
+#: Rows of prompt logits computed at once: bounds memory at large vocabularies.
+PROMPT_LOGITS_SLICE = 256
+
+
+class ModelRunner:
+    """Runs plans on ``model`` with the KV of ``kv``; holds the state of up to ``max_rows`` requests."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        kv: KVStore,
+        max_rows: int,
+        max_model_len: int,
+        attention: AttentionBackend | None = None,
+    ):
+        self.model = model
+        self.kv = kv
+        self.rows = Rows(max_rows, -(-max_model_len // kv.block_size))
+        self.attention = attention or PagedAttention()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """One step: state, batch, forward, sampling."""
+        for id in plan.dropped:
+            self.rows.drop(id)
+        self.kv.move(plan.moves)
+        if not plan.chunks:
+            return StepResult(plan.step, {})
+        chunks = plan.chunks
+        rows = [self.rows.advance(chunk) for chunk in chunks]
+        tokens = [self._tokens(chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
+        table = self.rows.table[[row.index for row in rows]]
+        counts = [chunk.count for chunk in chunks]
+        batch = assemble([c.start for c in chunks], counts, table, self.kv.block_size, self.attention)
+        ids = torch.tensor(list(chain.from_iterable(tokens)))
+        began = time.perf_counter()
+        hidden = self.model.forward(self.model.embed(ids), batch, self.kv)
+        ends = batch.query_start[1:]
+        prompt_logprobs = self._prompt_logprobs(chunks, rows, tokens, hidden, ends)
+        result = self._sample(plan, rows, hidden, ends, prompt_logprobs)
+        took = time.perf_counter() - began
+        return replace(result, stats=StepStats(step=plan.step, device_seconds=took))
+
+    def _tokens(self, chunk: Chunk, row: Row) -> Sequence[int]:
+        """The ids of the chunk's positions; the one that the scheduler could not know yet is the row's last sample."""
+        tokens: Sequence[int] = chunk.tokens
+        missing = chunk.count - len(tokens)
+        if missing:
+            if missing != 1 or row.last is None:
+                raise RuntimeError(f"chunk of request {chunk.id} lacks {missing} token ids that were never sampled")
+            tokens = (*tokens, row.last)
+        if row.remembers:
+            row.tokens[chunk.start :] = tokens
+        return tokens
+
+    def _sample(
+        self,
+        plan: StepPlan,
+        rows: Sequence[Row],
+        hidden: torch.Tensor,
+        ends: torch.Tensor,
+        prompt_logprobs: dict[str, list[TopLogprobs]],
+    ) -> StepResult:
+        asking = [i for i, chunk in enumerate(plan.chunks) if chunk.sample]
+        tokens: dict[str, list[int]] = {}
+        logprobs: dict[str, list[TopLogprobs]] = {}
+        failed: dict[str, str] = {}
+        if asking:
+            last = ends - 1 if len(asking) == len(ends) else ends[asking] - 1
+            chunks, samplers = [plan.chunks[i] for i in asking], [rows[i] for i in asking]
+            sampled = sample(self.model.logits(hidden[last]), samplers, [c.start + c.count for c in chunks])
+            for chunk, row, token, entry in zip(chunks, samplers, sampled.tokens, sampled.logprobs, strict=True):
+                if token is None:
+                    failed[chunk.id] = "the model's logits were not finite, or every token was ruled out"
+                    continue
+                row.last = token
+                tokens[chunk.id] = [token]
+                if entry is not None:
+                    logprobs[chunk.id] = [entry]
+        return StepResult(plan.step, tokens, {}, logprobs, prompt_logprobs, failed)
+
+    def _prompt_logprobs(
+        self,
+        chunks: Sequence[Chunk],
+        rows: Sequence[Row],
+        tokens: Sequence[Sequence[int]],
+        hidden: torch.Tensor,
+        ends: torch.Tensor,
+    ) -> dict[str, list[TopLogprobs]]:
+        """Entries for prompt positions ``max(1, start) .. min(start + count, prompt_len) - 1`` of each asking chunk.
+
+        A position is judged by the hidden state before it: the first one's came with the chunk before.
+        """
+        out = {}
+        for i, (chunk, row) in enumerate(zip(chunks, rows, strict=True)):
+            count = chunk.params.prompt_logprobs
+            if count is None or chunk.start >= chunk.prompt_len:
+                continue
+            own = hidden[int(ends[i]) - chunk.count : int(ends[i])]
+            sources = own if row.before is None else torch.cat((row.before, own))
+            targets = tokens[i] if row.before is not None else tokens[i][1:]
+            targets = targets[: chunk.prompt_len - max(chunk.start, 1)]
+            row.before = own[-1:].clone()
+            out[chunk.id] = self._judge(sources, targets, count)
+        return out
+
+    def _judge(self, sources: torch.Tensor, targets: Sequence[int], count: int) -> list[TopLogprobs]:
+        entries = []
+        for first in range(0, len(targets), PROMPT_LOGITS_SLICE):
+            part = targets[first : first + PROMPT_LOGITS_SLICE]
+            logits = self.model.logits(sources[first : first + len(part)])
+            entries += top_logprobs(logits, part, [count] * len(part))
+        return entries
