@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from tuili.base.registry import Registry
 from tuili.core.request import Request
 
 
 class Policy(Protocol):
-    """Order of admission, the running request that yields when the pool is full, and whether new requests may join."""
+    """Ranks requests, picks the one that yields when the pool is full, and says whether new requests may join."""
 
-    def order(self, requests: Iterable[Request], now: float) -> Sequence[Request]:
-        """Waiting requests, the first to admit first."""
+    #: True when a batch runs as a rectangle whose rows stay until its last request is done (static batching):
+    #: the scheduler then counts what padding would compute.
+    rectangular: bool
+
+    def key(self, request: Request) -> Any:
+        """The rank: the smallest is admitted first and yields last; equal keys go by arrival.
+
+        Asked once, when the request is accepted, and kept through preemption: so the queue is a heap and a step never
+        sorts it. Ageing fits in because only differences count: "a class is worth 60 seconds" is arrival + 60 * class.
+        """
         ...
 
     def victim(self, running: Sequence[Request]) -> Request:
-        """The running request to preempt; ``running`` is not empty."""
+        """Which of these to preempt: they run and rank below the one that needs blocks; best first, not empty."""
         ...
 
     def joins(self, running: Sequence[Request]) -> bool:
-        """May a waiting request be admitted while these run? Continuous batching: always; static: only when none runs."""
+        """May waiting requests be admitted while these run? Continuous batching: always. Asked once per step."""
         ...
 
 

@@ -1,0 +1,61 @@
+# Everything runs in .venv, made here on first use. On a machine without an NVIDIA card the CPU build of torch is enough:
+#   make serve PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+PIP_ARGS ?=
+MODEL ?= embedded
+ARGS ?=
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow lint format bench soak clean
+
+help:
+	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
+	@echo "make test    install, run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Tuili needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+	@PYTHON=$(PYTHON) sh .ci/venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Tuili into $(VENV) (first time only; torch is large) ..."
+	@$(INSTALL) -e . && touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what the tests need ..."
+	@$(INSTALL) -e '.[test,dev]' && touch $@
+
+serve: $(VENV)/.installed
+	@$(BIN)/tuili serve $(MODEL) $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	@$(BIN)/python benchmarks/engine.py $(ARGS)
+
+soak: $(VENV)/.installed
+	@$(BIN)/python benchmarks/soak.py --minutes 10 $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

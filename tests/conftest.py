@@ -1,0 +1,35 @@
+"""Shared set-up: one thread per test process (tests run in parallel), no network, fixtures that several suites use."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tiny_models import Tiny
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout; tests that need it skip where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data folder {SHARED}, which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """``tiny(case) -> Path``: a tiny random checkpoint of a case of ``tiny_models.CASES``, made once per session."""
+    from tiny_models import Tiny
+
+    return Tiny(tmp_path_factory.mktemp)

@@ -1,0 +1,155 @@
+"""Shared by the equality suites: small random models, a naive loop as the oracle, and a driver for scheduler + executor."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import deque
+
+import torch
+
+from tuili.base.clock import WallClock
+from tuili.core.params import SamplingParams
+from tuili.core.plan import Chunk, StepPlan
+from tuili.core.policies import policies
+from tuili.core.request import FinishReason, Request, Update
+from tuili.core.scheduler import Scheduler
+from tuili.executors.local import LocalExecutor
+from tuili.layers.decoder import Decoder
+from tuili.layers.spec import ModelSpec, RopeSpec
+
+VOCAB, LONGEST, BLOCK = 97, 160, 8
+
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "max_model_len": LONGEST,
+    "rope": RopeSpec(32),
+}
+
+#: What families differ in, as far as the engine can notice: head grouping, windows, caps, norms, partial rope, dtype.
+SPECS: dict[str, tuple[ModelSpec, torch.dtype]] = {
+    "llama-f32": (ModelSpec("llama", tied=True, **_SHAPE), torch.float32),
+    "llama-bf16": (ModelSpec("llama", tied=True, **_SHAPE), torch.bfloat16),
+    "qwen3-f32": (ModelSpec("qwen3", qk_norm=True, **{**_SHAPE, "num_kv_heads": 4}), torch.float32),
+    "gemma-f32": (
+        ModelSpec(
+            "gemma",
+            post_norms=True,
+            norm_offset=1.0,
+            embed_scale=8.0,
+            attention_softcap=20.0,
+            logit_softcap=30.0,
+            activation="gelu_tanh",
+            windows=(19, None),
+            window_rope=RopeSpec(32, theta=500.0),
+            **_SHAPE,
+        ),
+        torch.float32,
+    ),
+    "phi-bf16": (
+        ModelSpec("phi", windows=(23, 23), qkv_bias=True, **{**_SHAPE, "num_kv_heads": 1, "rope": RopeSpec(24)}),
+        torch.bfloat16,
+    ),
+}
+
+
+@functools.cache
+def model(name: str) -> Decoder:
+    """A random model whose greedy text wanders (weights large enough that no token dominates)."""
+    spec, dtype = SPECS[name]
+    decoder = Decoder(spec)
+    generator = torch.Generator().manual_seed(len(name))
+    for key, parameter in decoder.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = (1 - spec.norm_offset + noise * 0.1) if "norm" in key else noise * 0.25
+        parameter.requires_grad_(False)
+    decoder = decoder.to(dtype).eval()
+    decoder.prepare(LONGEST)
+    return decoder
+
+
+@functools.cache
+def naive(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Greedy text by computing the whole sequence anew for every token: no cache, no batch, no scheduler."""
+    tokens = list(prompt)
+    for _ in range(count):
+        blocks = -(-len(tokens) // BLOCK)
+        executor = LocalExecutor(
+            model(name), num_blocks=blocks, block_size=BLOCK, max_model_len=LONGEST, max_num_seqs=1
+        )
+        params = SamplingParams(temperature=0.0)
+        chunk = Chunk("naive", 0, len(tokens), tuple(tokens), 0, True, tuple(range(blocks)), params, len(prompt))
+        tokens += executor.execute(StepPlan(0, (chunk,))).result().tokens["naive"]
+    return tuple(tokens[len(prompt) :])
+
+
+def load(requests: int, seed: int = 0) -> list[tuple[tuple[int, ...], int]]:
+    """(prompt, output length) pairs, half of them with one of two shared beginnings."""
+    rng = random.Random(seed)
+    beginnings = [tuple(rng.randrange(VOCAB) for _ in range(n)) for n in (24, 41)]
+    out = []
+    for i in range(requests):
+        own = tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, 40)))
+        out.append(((beginnings[i // 2 % 2] if i % 2 else ()) + own, rng.randint(8, 26)))
+    return out
+
+
+def engine(
+    name: str,
+    *,
+    budget: int,
+    blocks: int,
+    rows: int = 6,
+    reuse: bool = True,
+    policy: str = "fcfs",
+    chunked: bool = True,
+) -> tuple[Scheduler, LocalExecutor]:
+    executor = LocalExecutor(model(name), num_blocks=blocks, block_size=BLOCK, max_model_len=LONGEST, max_num_seqs=rows)
+    scheduler = Scheduler(
+        executor.capacity,
+        policies.get(policy)(),
+        max_num_batched_tokens=budget,
+        max_num_seqs=rows,
+        enable_prefix_caching=reuse,
+        enable_chunked_prefill=chunked,
+        clock=WallClock(),
+    )
+    return scheduler, executor
+
+
+def drive(scheduler: Scheduler, executor: LocalExecutor, depth: int = 1) -> list[Update]:
+    """Run until nothing is left, with up to ``depth`` plans in flight."""
+    updates: list[Update] = []
+    flying: deque = deque()
+    while scheduler.has_work:
+        while len(flying) < depth and (plan := scheduler.schedule()) is not None:
+            flying.append((plan, executor.execute(plan)))
+        assert flying, "work is left and nothing can be scheduled"
+        plan, future = flying.popleft()
+        updates += scheduler.update(plan, future.result())
+    return updates
+
+
+def request(id: str, prompt: tuple[int, ...], priority: int = 0, **wishes: object) -> Request:
+    params = SamplingParams(**{"temperature": 0.0, **wishes})  # type: ignore[arg-type]
+    return Request(id, len(prompt), list(prompt), params, priority)
+
+
+def outputs(updates: list[Update]) -> dict[str, tuple[int, ...]]:
+    """Tokens by request; asserts law 7: exactly one final update each, and that it is not an error."""
+    tokens: dict[str, list[int]] = {}
+    finals: dict[str, FinishReason] = {}
+    for update in updates:
+        assert update.id not in finals, f"{update.id} said something after its end"
+        tokens.setdefault(update.id, []).extend(update.tokens)
+        if update.finish is not None:
+            finals[update.id] = update.finish
+            assert update.finish is not FinishReason.ERROR, update.error
+    assert finals.keys() == tokens.keys()
+    return {id: tuple(out) for id, out in tokens.items()}

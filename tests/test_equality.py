@@ -1,0 +1,81 @@
+"""Law 5: greedy output equals a naive loop token for token, whatever the batch, budget, pool, reuse, policy, chunking, depth.
+
+One test per combination; their number is printed by pytest (``pytest tests/test_equality.py --collect-only -q``).
+"""
+
+from __future__ import annotations
+
+import pytest
+from equality import SPECS, drive, engine, load, naive, outputs, request
+
+LOAD = load(7)
+
+#: Pool sizes in blocks of 8: the largest request needs 14; 15 forces preemptions, 200 holds all.
+POOLS = {"tight": 15, "ample": 200}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "whole"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "static"])
+@pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "no-reuse"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("budget", [6, 19, 512])
+@pytest.mark.parametrize("name", SPECS)
+def test_greedy_text_equals_the_naive_loop(
+    name: str, budget: int, pool: str, reuse: bool, policy: str, chunked: bool, depth: int
+) -> None:
+    scheduler, executor = engine(name, budget=budget, blocks=POOLS[pool], reuse=reuse, policy=policy, chunked=chunked)
+    for i, (prompt, count) in enumerate(LOAD):
+        scheduler.add(request(str(i), prompt, priority=i % 3 if policy == "priority" else 0, max_tokens=count))
+    got = outputs(drive(scheduler, executor, depth))
+    for i, (prompt, count) in enumerate(LOAD):
+        assert got[str(i)] == naive(name, prompt, count), f"request {i}"
+    scheduler.check_integrity()
+    if pool == "tight" and budget == 512 and policy == "fcfs":
+        assert scheduler.preempted > 0, "the tight pool was meant to preempt"
+    if reuse and pool == "ample":
+        assert scheduler.cache.hits > 0
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
+    wishes = [
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 1.2, "top_k": 12, "frequency_penalty": 0.5},
+        {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.2, "min_tokens": 3, "eos_token_ids": (3, 4, 5)},
+    ]
+
+    def run(budget: int, blocks: int, rows: int, picked: range) -> dict[str, tuple[int, ...]]:
+        scheduler, executor = engine(name, budget=budget, blocks=blocks, rows=rows)
+        for i in picked:
+            prompt, count = LOAD[i]
+            scheduler.add(request(str(i), prompt, max_tokens=count, seed=i, **wishes[i % 3]))
+        return outputs(drive(scheduler, executor))
+
+    together = run(512, 200, 7, range(7))
+    assert together == run(9, 15, 4, range(7))
+    for i in range(7):
+        assert run(64, 30, 1, range(i, i + 1))[str(i)] == together[str(i)]
+
+
+@pytest.mark.parametrize("name", ["llama-f32", "gemma-f32"])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("budget", [6, 512])
+def test_logprobs_equal_those_of_a_whole_prompt(name: str, pool: str, budget: int) -> None:
+    """Logprobs of output and prompt are bit-equal however the prompt was cut, also after preemption."""
+
+    def run(blocks: int, budget: int) -> dict[str, tuple[list, list]]:
+        scheduler, executor = engine(name, budget=budget, blocks=blocks)
+        for i, (prompt, count) in enumerate(LOAD):
+            scheduler.add(request(str(i), prompt, max_tokens=count, logprobs=2, prompt_logprobs=1))
+        found: dict[str, tuple[list, list]] = {str(i): ([], []) for i in range(len(LOAD))}
+        for update in drive(scheduler, executor):
+            found[update.id][0].extend(update.logprobs)
+            found[update.id][1].extend(update.prompt_logprobs)
+        return found
+
+    whole = run(200, 2000)
+    assert run(POOLS[pool], budget) == whole
+    for i, (prompt, count) in enumerate(LOAD):
+        assert len(whole[str(i)][0]) == count
+        assert [entry.token for entry in whole[str(i)][1]] == list(prompt[1:])
