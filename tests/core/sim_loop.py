@@ -106,6 +106,8 @@ class SimLoop:
         plan = self.scheduler.schedule() if len(self.in_flight) < self.depth else None
         if plan is not None:
             self.plans.append(plan)
+            for chunk in plan.chunks:  # the last token of a request needs no KV, so nobody computes it
+                assert chunk.start + chunk.count < chunk.prompt_len + (chunk.params.max_tokens or 10**9)
             self.stats.append(self.scheduler.stats(plan))
             self.in_flight.append((plan, self.executor.execute(plan).result()))
         if self.in_flight and (plan is None or len(self.in_flight) == self.depth):

@@ -128,6 +128,17 @@ def test_preemption_is_forced_and_changes_nothing(depth: int) -> None:
     assert sum(s.preempted for s in loop.stats) == loop.scheduler.preempted
     assert loop.finished[0] == "r0", "the first come never yields to a later one"
     assert loop.last("r0").preemptions == 0
+    for plan, stats in zip(loop.plans, loop.stats, strict=True):
+        assert not (stats.preempted and any(chunk.admitted for chunk in plan.chunks)), "no thrashing within a step"
+
+
+def test_a_preempted_request_goes_before_those_that_came_later() -> None:
+    loop = SimLoop(blocks=10, seqs=2)
+    loop.add(*[request(f"r{i}", range(9 * i, 9 * i + 8), 20) for i in range(4)])
+    loop.drain()
+    admitted = [chunk.id for plan in loop.plans for chunk in plan.chunks if chunk.admitted]
+    assert len(admitted) > 4
+    assert admitted == sorted(admitted)
 
 
 def test_whole_prompt_reuse_leaves_one_token_to_compute() -> None:

@@ -84,6 +84,20 @@ def test_readers_of_a_failed_writer_start_over(depth: int) -> None:
     assert loop.last("after").cached > 28, "what was computed again is reusable"
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_blocks_written_before_the_failure_stay_trusted(depth: int) -> None:
+    loop = SimLoop(depth=depth, fails=lambda plan, c: "boom" if c.id == "w" and plan.step == 4 else None)
+    reader = request("s", [*range(30), 7], 6)
+    loop.add(request("w", range(30), 9))
+    for _ in range(depth):
+        loop.step()
+    loop.add(reader)
+    loop.drain()
+    loop.assert_naive(reader)
+    assert loop.last("w").error == "boom"
+    assert (loop.last("s").cached, loop.last("s").preemptions) == (28, 0)
+
+
 def test_a_writer_aborted_in_flight_and_then_failed_is_not_trusted() -> None:
     loop = SimLoop(depth=2, fails=lambda plan, c: "boom" if c.id == "w" and plan.step == 0 else None)
     prompt, reader = list(range(30)), request("s", [*range(30), 7], 6)
@@ -209,6 +223,7 @@ def test_drafts_make_fewer_steps_and_the_same_tokens() -> None:
         loop.add(*requests)
         loop.drain()
         loop.assert_naive(*requests)
+        assert name == "none" or any(c.num_draft for plan in loop.plans for c in plan.chunks)
         steps[name] = len(loop.plans)
     assert steps == {"none": 16, "perfect": 5, "useless": 16}
 

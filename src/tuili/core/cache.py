@@ -148,10 +148,11 @@ class KVCacheManager:
 
         Of two blocks with one content the first stays the one that is found.
         """
-        if not self.reuse or table.epoch != self._epoch:
+        full = positions // self.block_size
+        if full <= table.offered or not self.reuse or table.epoch != self._epoch:
             return
         self._digest_full(table, tokens)
-        for index in range(table.offered, positions // self.block_size):
+        for index in range(table.offered, full):
             digest, block = table.digests[index], table.blocks[index]
             if digest not in self._by_digest:
                 self._by_digest[digest] = block

@@ -83,7 +83,7 @@ def broken_by(plan: StepPlan, result: StepResult) -> dict[str, str]:
     for chunk in plan.chunks:
         if chunk.id in result.failed:
             broken[chunk.id] = result.failed[chunk.id]
-        elif not _are_ids(result.drafts.get(chunk.id, ())):
+        elif result.drafts and not _are_ids(result.drafts.get(chunk.id, ())):
             broken[chunk.id] = f"the executor proposed drafts {result.drafts[chunk.id]} that are no token ids"
         elif chunk.sample:
             tokens = result.tokens.get(chunk.id, ())

@@ -158,7 +158,7 @@ class Scheduler:
             self._batch_rows = 0
         may_join = bool(self._waiting) and self.policy.joins([entry.request for entry in self._running])
         self._continue(step)
-        if may_join and not step.held and not step.preempted:
+        if may_join and not step.held and not step.preempted:  # blocks that were just fought for are not for newcomers
             self._admit(step)
         if not step.chunks and (self._in_flight or not self._overdue):
             return None

@@ -45,9 +45,9 @@ class LinearCost:
 
 
 def extend_history(state: int, token: int) -> int:
-    """A 64-bit digest of a history, one token longer (an LCG step and a xor-shift: cheap, and order matters)."""
-    state = (state * 6364136223846793005 + 2 * token + 1442695040888963407) & _MASK
-    return state ^ (state >> 29)
+    """A 64-bit digest of a history, one token longer: cheap, order matters, one bit of input changes about half."""
+    state = ((state ^ (token + 1)) * 0x9E3779B97F4A7C15) & _MASK
+    return state ^ (state >> 32)
 
 
 def history_token(history: list[int], vocab_size: int) -> int:
@@ -167,6 +167,8 @@ class SimExecutor:
             raise PlanError(f"{chunk.id!r} computes {chunk.count} positions at {chunk.start}, expected {row.next}")
         if len(row.table) * size < chunk.start + chunk.count:
             raise PlanError(f"{chunk.id!r} has {len(row.table)} blocks for {chunk.start + chunk.count} positions")
+        if chunk.start + chunk.count > self.capacity.max_model_len:
+            raise PlanError(f"{chunk.id!r} computes past max_model_len {self.capacity.max_model_len}")
         if any(not 0 <= block < count for block in chunk.new_blocks) or len(set(row.table)) < len(row.table):
             raise PlanError(f"{chunk.id!r} has an invalid block table {row.table}")
         return row
@@ -187,7 +189,7 @@ class SimExecutor:
         return ids
 
     def _read(self, chunk: Chunk) -> None:
-        """What attention would read: all positions before and in the chunk, drafts left out."""
+        """What attention would read: positions before and in the chunk, drafts left out; garbage in, garbage out."""
         row, size = self._rows[chunk.id], self.capacity.block_size
         for position in range(chunk.start + chunk.count - chunk.num_draft):
             found = self._kv.get(row.table[position // size], [])
@@ -197,6 +199,9 @@ class SimExecutor:
                 row.clean = False
             elif row.clean and found[position % size] != row.states[position]:
                 raise PlanError(f"{chunk.id!r} reads KV of another history at position {position}")
+        if not row.clean:
+            for position in range(chunk.start, chunk.start + chunk.count):
+                self._kv[row.table[position // size]][position % size] = None
 
     def _sample(self, chunk: Chunk) -> list[int]:
         """The model's tokens after the chunk: as many drafts as it agrees with, and one more."""
