@@ -7,6 +7,7 @@ Names that vLLM users know are vLLM's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 import types
 import typing
@@ -108,6 +109,12 @@ class Config:
     port: int = option(8000, "Port to listen on.", group="server", minimum=0, maximum=65535)
     max_logprobs: int = option(20, "Most top logprobs that a request may ask for.", group="server", minimum=-1)
     max_body_bytes: int = option(8 << 20, "Largest request body.", group="server", unit="bytes", minimum=1024)
+    shutdown_seconds: float = option(
+        20.0, "Time that running requests get to end after SIGTERM.", group="server", unit="s", minimum=0
+    )
+    trust_request_chat_template: bool = option(
+        False, "Let requests bring their own chat_template: it runs in the server.", group="server"
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -122,9 +129,14 @@ def options(group: str | None = None) -> Iterator[dataclasses.Field[Any]]:
     return (item for item in dataclasses.fields(Config) if group in (None, item.metadata["group"]))
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
+
+
 def option_type(name: str) -> tuple[type, bool]:
     """The plain type of an option, and whether None (auto) is allowed."""
-    hint = typing.get_type_hints(Config)[name]
+    hint = _hints()[name]
     if isinstance(hint, types.UnionType):
         inner = [t for t in typing.get_args(hint) if t is not type(None)]
         return inner[0], True
@@ -152,7 +164,7 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
     """Config from a TOML file (flat, or one table per group) and overrides; None in overrides means "not given"."""
     values: dict[str, Any] = {}
     if path is not None:
-        values.update(_read(Path(path)))
+        values.update(read_file(Path(path)))
     values.update({key: value for key, value in overrides.items() if value is not None})
     known = {item.name for item in options()}
     for key in values:
@@ -161,7 +173,8 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
     return Config(**values)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """The options that a TOML file sets, flat; ConfigError when it cannot be read."""
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:

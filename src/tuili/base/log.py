@@ -11,9 +11,12 @@ def get(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def setup(level: str | None = None) -> None:
-    """Send Tuili's log to stderr in one line per record. Called by commands, never on import."""
-    chosen = (level or os.environ.get("TUILI_LOG") or "INFO").upper()
+def setup(level: str | None = None, *, default: str = "INFO") -> None:
+    """Send Tuili's log to stderr in one line per record. Called by commands, never on import.
+
+    ``level`` wins over TUILI_LOG, which wins over ``default``.
+    """
+    chosen = (level or os.environ.get("TUILI_LOG") or default).upper()
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
     root = logging.getLogger("tuili")

@@ -10,7 +10,7 @@ from tuili.core.request import Timing
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One candidate: id, log-probability, its text as displayed, and its exact bytes (a token may be part of a character)."""
+    """One candidate: id, log-probability, text as displayed, and exact bytes (a token may be part of a character)."""
 
     id: int
     logprob: float

@@ -53,8 +53,9 @@ class Decoder(nn.Module):
 
     def prepare(self, max_len: int) -> None:
         """Make the rotary tables for positions up to ``max_len``; call before the first forward."""
-        self.rope = Rope(self.spec.rope, max_len)
-        self.window_rope = Rope(self.spec.window_rope, max_len) if self.spec.window_rope else self.rope
+        device = self.embedding.weight.device
+        self.rope = Rope(self.spec.rope, max_len, device)
+        self.window_rope = Rope(self.spec.window_rope, max_len, device) if self.spec.window_rope else self.rope
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [n] to the residual stream [n, hidden]."""

@@ -9,7 +9,7 @@ from tuili import ops
 
 
 class Linear(nn.Module):
-    """``x`` [rows, in] to [rows, out]. ``parts`` are the output sizes of the projections fused into the weight, in order."""
+    """``x`` [rows, in] to [rows, out]. ``parts``: output sizes of the projections fused into the weight, in order."""
 
     def __init__(self, into: int, parts: int | tuple[int, ...], bias: bool = False):
         super().__init__()
@@ -22,7 +22,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids [n] to vectors [n, dim], times ``scale`` (Gemma multiplies by sqrt(dim), rounded to the weight's dtype)."""
+    """Token ids [n] to vectors [n, dim], times ``scale`` rounded to the weight's dtype (Gemma: sqrt(dim))."""
 
     def __init__(self, vocab: int, dim: int, scale: float | None = None):
         super().__init__()

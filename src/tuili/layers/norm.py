@@ -9,7 +9,7 @@ from tuili import ops
 
 
 class RMSNorm(nn.Module):
-    """``x`` [..., dim] normalized over the last dimension. ``offset`` 1: the stored weight is a difference to one (Gemma)."""
+    """``x`` [..., dim] normalized over the last dimension. ``offset`` 1: the weight is a difference to one (Gemma)."""
 
     def __init__(self, dim: int, eps: float, offset: float = 0.0):
         super().__init__()

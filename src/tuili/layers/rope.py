@@ -1,10 +1,10 @@
 """Rotary angles for positions: one ``Rope`` per distinct setting of a model, looked up once per forward.
 
 The tables are made once, for the longest sequence that the engine was started for, and never change. Dynamic NTK and
-longrope choose their frequencies by sequence length; transformers re-chooses while a sequence grows, so that keys already
-in the cache keep angles of another setting and the text depends on how the prompt was cut. Here ``max_len`` chooses, for
-all positions: up to the original length nothing is stretched and the result is exactly the trained model's; started for
-more, every sequence, short ones too, uses the stretched frequencies (law 5; vLLM chooses the same way).
+longrope choose their frequencies by sequence length; transformers re-chooses while a sequence grows, so that keys that
+are already cached keep angles of another setting, and the text depends on how the prompt was cut. Here ``max_len``
+chooses, for all positions: up to the original length nothing is stretched and the result is exactly the trained
+model's; started for more, every sequence, short ones too, uses the stretched frequencies (law 5; vLLM does likewise).
 """
 
 from __future__ import annotations

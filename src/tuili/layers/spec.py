@@ -1,4 +1,4 @@
-"""``ModelSpec``: what the shared parts need to know to build a decoder. Plain data, no torch (the planner reads it too)."""
+"""``ModelSpec``: what the shared parts need to know to build a decoder. Plain data, no torch: planners read it too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class RopeSpec:
     """Rotary embedding: ``dim`` rotated dimensions, base ``theta``, and the scaling of config.json's ``rope_scaling``.
 
-    ``kind`` is one of default, linear, dynamic, llama3, yarn, longrope; ``scaling`` holds that kind's numbers as named in
-    config.json; ``original_len`` is the length that the model was first trained for.
+    ``kind`` is one of default, linear, dynamic, llama3, yarn, longrope; ``scaling`` holds that kind's numbers as named
+    in config.json; ``original_len`` is the length that the model was first trained for, in tokens.
     """
 
     dim: int
@@ -22,7 +22,7 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shapes and choices of a decoder. Lengths in tokens; ``windows`` has one entry per layer (None: full attention)."""
+    """Shapes and choices of a decoder. Lengths in tokens; ``windows``: one entry per layer (None: full attention)."""
 
     family: str
     vocab_size: int

@@ -11,6 +11,8 @@ from tuili.ops.table import op
 #: Rows of a matmul are padded to a multiple of this. Kernels for 1 to 3 float32 rows add in another order than those
 #: for many, so that a request's logits would depend on who shares its batch (measured; DESIGN.md law 5).
 ROW_TILE = 8
+#: Elements up to which torch's elementwise kernels stay in one thread (gelu splits above 0x4000, the others above 32767).
+SERIAL = 0x4000
 
 
 def pad_rows(x: torch.Tensor, tile: int = ROW_TILE) -> torch.Tensor:
@@ -57,11 +59,30 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 @op(samples.gated, tolerance=1e-5)
 def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim], gate first: [n, dim]; silu, gelu_tanh or gelu."""
+    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim], gate first: [n, dim]. Activations: silu, gelu_tanh, gelu."""
     gate, up = gate_up.chunk(2, -1)
+    pieces = [_activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
+    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * up
+
+
+def _activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "silu":
-        return F.silu(gate) * up
-    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+        return F.silu(x)
+    if activation == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
+    # Written out: torch's exact gelu is another kernel for one row than for many, with other last bits.
+    wide = x.float()
+    return (0.5 * wide * (1 + torch.erf(wide * 0.5**0.5))).to(x.dtype)
+
+
+def _serial_rows(x: torch.Tensor) -> int:
+    """How many rows of ``x`` [n, dim] torch works off in one thread (all, where there is one thread, or a GPU).
+
+    Threads split a tensor anywhere, and silu and gelu use another exp for the last elements of a share than for the
+    others: with two threads a row's bits would depend on the rows beside it (measured).
+    """
+    alone = x.device.type != "cpu" or torch.get_num_threads() == 1 or x.numel() <= SERIAL
+    return max(1, len(x) if alone else SERIAL // x.shape[-1])
 
 
 @op(samples.softcap, tolerance=1e-5)

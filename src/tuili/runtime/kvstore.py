@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from tuili.core.plan import BlockMove
 
 
 class KVStore:
-    """K and V [layers, blocks, block_size, kv_heads, head_dim]. Zeroed, so that the padding of a block is never NaN."""
+    """K and V [layers, blocks, block_size, kv_heads, head_dim].
+
+    Zeroed, so that the padding of a block is never NaN; by the operating system, page by page at first use, so that a
+    large pool costs neither start-up time nor memory before it is needed.
+    """
 
     def __init__(self, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype):
         shape = (layers, num_blocks, block_size, kv_heads, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype)
-        self.values = torch.zeros(shape, dtype=dtype)
+        self.keys, self.values = _zeros(shape, dtype), _zeros(shape, dtype)
         self.block_size = block_size
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,3 +36,9 @@ class KVStore:
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that are untouched memory (calloc), which ``torch.zeros`` writes out."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,100 @@
+"""From a config to a running engine: the only place that knows all the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+from tuili.base.clock import WallClock
+from tuili.base.config import Config
+from tuili.base.errors import ModelError
+from tuili.base.hardware import probe
+from tuili.base.log import get
+from tuili.core.policies import policies
+from tuili.core.scheduler import Scheduler
+from tuili.engine.chat import find_template
+from tuili.engine.client import EngineClient, ThreadClient
+from tuili.engine.engine import Engine
+from tuili.engine.generation_config import generation_defaults
+from tuili.engine.prepare import Limits
+from tuili.engine.resolve import effective, resolve
+from tuili.engine.text import TextEngine
+from tuili.engine.tokenizer import Tokenizer
+from tuili.models.checkpoint import Checkpoint, open_checkpoint
+from tuili.models.weights import weight_files
+
+log = get(__name__)
+#: Called with what is being loaded, and the bytes done and in all.
+Progress = Callable[[str, int, int], None]
+
+
+def build(
+    config: Config, progress: Progress | None = None, client: Callable[[Engine], EngineClient] = ThreadClient
+) -> TextEngine:
+    """Open the checkpoint, resolve the config, load the weights, start the engine. Raises ConfigError, ModelError."""
+    checkpoint = open_checkpoint(config.model, config.revision)
+    tokenizer = Tokenizer.open(checkpoint.path)
+    defaults = generation_defaults(config, checkpoint.generation_config)
+    template = cache(
+        lambda tools: find_template(checkpoint.path, checkpoint.tokenizer_config, config.chat_template, tools=tools)
+    )
+    template(False)  # a missing --chat-template is told before the weights are loaded
+    weight_bytes = sum(path.stat().st_size for path in weight_files(checkpoint.path))
+    resolved = resolve(config, checkpoint.spec, weight_bytes, probe())
+    log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
+    return TextEngine(
+        client(start(resolved, checkpoint, progress)), tokenizer, resolved, limits, defaults, templates=template
+    )
+
+
+def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Limits:
+    """What a request may ask. The text ends at the model's own ids and at the tokenizer's."""
+    spec = checkpoint.spec
+    ends = spec.eos_token_ids if tokenizer.eos is None else (*spec.eos_token_ids, tokenizer.eos)
+    wrong = [id for id in ends if id >= spec.vocab_size]
+    if wrong:
+        raise ModelError(
+            f"{checkpoint.path}: end-of-text ids {wrong} are outside of the vocabulary of {spec.vocab_size}"
+        )
+    return Limits(
+        max_model_len=config.max_model_len or spec.max_model_len,
+        vocab_size=spec.vocab_size,
+        eos_token_ids=tuple(dict.fromkeys(ends)),
+        max_logprobs=config.max_logprobs,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
+    """The engine of a resolved config, its weights loaded."""
+    import torch
+
+    from tuili.executors.local import LocalExecutor
+    from tuili.models.weights import load_model
+
+    sizes = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.num_gpu_blocks_override)
+    assert None not in (*sizes, config.threads), "not resolved"
+    max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks = cast(tuple[int, ...], sizes)
+    policy = policies.get(config.scheduling_policy)()
+    torch.set_num_threads(cast(int, config.threads))
+    executor = LocalExecutor(
+        load_model(checkpoint, config.dtype, max_model_len, progress),
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+    )
+    clock = WallClock()
+    scheduler = Scheduler(
+        executor.capacity,
+        policy,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        clock=clock,
+        max_queued=config.max_num_queued_reqs,
+    )
+    return Engine(scheduler, executor, clock)

@@ -1,0 +1,209 @@
+"""Every "auto" becomes a number, once (DESIGN.md 5). Pure: config, model and machine in, config out. No torch.
+
+``resolve(resolve(c)) == resolve(c)``: the resolved config, dumped and loaded again, gives the same run (law 12).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tuili.base.config import Config
+from tuili.base.errors import ConfigError
+from tuili.base.hardware import Hardware
+from tuili.base.log import get
+from tuili.layers.spec import ModelSpec
+
+log = get(__name__)
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DEFAULT_SEQS = {"cpu": 128, "cuda": 256}
+DEFAULT_BATCHED_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run takes, in bytes: ``block`` is one KV block; ``budget`` what all of it may take together."""
+
+    available: int
+    share: float
+    weights: int
+    activations: int
+    block: int
+    block_size: int
+
+    @property
+    def budget(self) -> int:
+        return int(self.available * self.share)
+
+    @property
+    def for_kv(self) -> int:
+        return max(0, self.budget - self.weights - self.activations)
+
+
+def resolve(config: Config, spec: ModelSpec, weight_bytes: int, hardware: Hardware) -> Config:
+    """``config`` with a value for everything that shapes the run. ``weight_bytes`` are the checkpoint's, in its dtype.
+
+    ConfigError for settings that contradict each other or the model, and, with a table of what takes the memory, for
+    those that do not fit the machine.
+    """
+    device = _device(config, hardware)
+    config = config.with_(
+        device=device,
+        dtype=_dtype(config, spec, device, hardware),
+        served_model_name=config.served_model_name or config.model,
+        max_model_len=_max_model_len(config, spec),
+        threads=config.threads or hardware.cores,
+    )
+    config = _step_sizes(config)
+    memory = memory_of(config, spec, weight_bytes, hardware)
+    blocks = _num_blocks(config, memory)
+    return config.with_(num_gpu_blocks_override=blocks, kv_cache_memory_bytes=blocks * memory.block)
+
+
+def _device(config: Config, hardware: Hardware) -> str:
+    if config.device == "cuda" and hardware.gpu is None:
+        raise ConfigError("--device cuda, but no CUDA device was found here; use --device cpu, or see `tuili doctor`")
+    return config.device if config.device != "auto" else "cuda" if hardware.gpu else "cpu"
+
+
+def _dtype(config: Config, spec: ModelSpec, device: str, hardware: Hardware) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    if device == "cuda" or spec.dtype == "float32":
+        return spec.dtype
+    if not hardware.fast_bfloat16:
+        log.info("dtype: %s computes %s slowly; using float32 (--dtype overrules)", hardware.cpu, spec.dtype)
+        return "float32"
+    if spec.dtype == "float16":
+        log.info("dtype: float16 has no fast path on a CPU; using bfloat16 (--dtype overrules)")
+    return "bfloat16"
+
+
+def _max_model_len(config: Config, spec: ModelSpec) -> int:
+    if config.max_model_len is not None and config.max_model_len > spec.max_model_len:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the {spec.max_model_len} this model was made for; "
+            f"use --max-model-len {spec.max_model_len} or less"
+        )
+    return config.max_model_len or spec.max_model_len
+
+
+def _step_sizes(config: Config) -> Config:
+    """Rows and tokens per step. Every running row gets a token, so the rows bound the tokens from below."""
+    longest = config.max_model_len or 0
+    seqs, budget = config.max_num_seqs, config.max_num_batched_tokens
+    if budget is None:
+        budget = max(DEFAULT_BATCHED_TOKENS, seqs or 0, 0 if config.enable_chunked_prefill else longest)
+    if seqs is None:
+        seqs = min(DEFAULT_SEQS[config.device], budget)
+    if budget < seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens {budget} is less than --max-num-seqs {seqs}, and each request computes a token "
+            f"per step; use --max-num-seqs {budget} or --max-num-batched-tokens {seqs}"
+        )
+    if not config.enable_chunked_prefill and budget < longest:
+        raise ConfigError(
+            f"without chunked prefill --max-num-batched-tokens {budget} must hold the longest prompt; use at least "
+            f"{longest}, a smaller --max-model-len, or --enable-chunked-prefill"
+        )
+    return config.with_(max_num_seqs=seqs, max_num_batched_tokens=budget)
+
+
+# --------------------------------------------------------------------------------------------------------- the memory
+
+
+def memory_of(config: Config, spec: ModelSpec, weight_bytes: int, hardware: Hardware) -> Memory:
+    """The memory of a config whose dtype, device and step sizes are resolved."""
+    size = BYTES[config.dtype]
+    block = config.block_size * spec.kv_bytes_per_token(size)
+    available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
+    weights = weight_bytes * size // BYTES.get(spec.dtype, size)
+    return Memory(
+        available, config.gpu_memory_utilization, weights, _activations(config, spec, size), block, config.block_size
+    )
+
+
+def _activations(config: Config, spec: ModelSpec, size: int) -> int:
+    """The most that is alive at once in a step: of one layer's parts the largest, and the sampler's float32 copies."""
+    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    per_token = (4 * spec.hidden_size + max(3 * spec.intermediate_size, 2 * heads)) * size
+    per_row = 4 * spec.vocab_size * 4
+    return (config.max_num_batched_tokens or 0) * per_token + (config.max_num_seqs or 0) * per_row
+
+
+def _num_blocks(config: Config, memory: Memory) -> int:
+    """KV blocks: as told, else what all rows could need at once, as far as memory goes."""
+    longest = -(-(config.max_model_len or 0) // config.block_size)
+    if config.num_gpu_blocks_override is not None:
+        blocks, source = config.num_gpu_blocks_override, "--num-gpu-blocks-override"
+    elif config.kv_cache_memory_bytes is not None:
+        blocks, source = config.kv_cache_memory_bytes // memory.block, "--kv-cache-memory-bytes"
+    else:
+        blocks, source = min((config.max_num_seqs or 0) * longest, _room(config, memory, longest)), "the memory"
+    if blocks < longest:
+        raise ConfigError(
+            f"{source} gives {blocks * config.block_size} tokens of KV cache, and one request of --max-model-len "
+            f"{config.max_model_len} needs {longest * config.block_size}.\n"
+            + memory_table(memory, blocks)
+            + "\n".join(["", "What would fit:", *_remedies(config, memory, blocks, longest)])
+        )
+    taken = memory.weights + memory.activations + blocks * memory.block
+    if taken > memory.available:
+        raise ConfigError(
+            f"{source} asks for more memory than there is: {in_mib(taken)} of {in_mib(memory.available)}.\n"
+            + memory_table(memory, blocks)
+            + f"\nWhat would fit:\n  --num-gpu-blocks-override {memory.for_kv // memory.block}"
+        )
+    return blocks
+
+
+def _room(config: Config, memory: Memory, longest: int) -> int:
+    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits."""
+    fits = memory.for_kv // memory.block
+    return fits if config.device == "cuda" else min(fits, max(longest, fits // 2))
+
+
+def memory_table(memory: Memory, num_blocks: int) -> str:
+    """What takes the memory, as lines of text."""
+    rows = [
+        ("available", memory.available, ""),
+        ("may be used", memory.budget, f"--gpu-memory-utilization {memory.share:g}"),
+        ("weights", memory.weights, ""),
+        ("activations", memory.activations, "from --max-num-batched-tokens and --max-num-seqs"),
+        ("left for KV", memory.for_kv, f"{memory.for_kv // memory.block * memory.block_size} tokens"),
+        ("KV per 1k tokens", memory.block * 1000 // memory.block_size, ""),
+        ("KV cache", num_blocks * memory.block, f"{num_blocks} blocks of {memory.block_size} tokens"),
+    ]
+    return "\n".join(f"  {name:<18}{in_mib(size):>14}  {note}".rstrip() for name, size, note in rows)
+
+
+def in_mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _remedies(config: Config, memory: Memory, blocks: int, longest: int) -> list[str]:
+    """Settings that fit, computed; each alone is enough."""
+    needed = longest * memory.block
+    found = []
+    if blocks >= 1:
+        found.append(f"  --max-model-len {blocks * config.block_size}")
+    if config.num_gpu_blocks_override is not None:
+        found.append(f"  --num-gpu-blocks-override {longest}")
+    elif config.kv_cache_memory_bytes is not None:
+        found.append(f"  --kv-cache-memory-bytes {needed}")
+    elif (short := memory.weights + memory.activations + needed) <= memory.available and memory.share < 1:
+        share = min(1.0, int(1000 * short / memory.available + 1) / 1000)
+        found.append(f"  --gpu-memory-utilization {share:g}")
+    if config.dtype == "float32" and memory.budget >= memory.activations + (memory.weights + needed) // 2:
+        found.append("  --dtype bfloat16 (halves weights and KV; slower where the CPU has no bfloat16)")
+    if not found or blocks < 1:
+        total = memory.weights + memory.activations + needed
+        found.append(f"  a machine with {in_mib(int(total / memory.share))} free, or a smaller model")
+    return found
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """The resolved numbers by name, for logs and reports."""
+    names = ("model", "device", "dtype", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    blocks = config.num_gpu_blocks_override or 0
+    return {name: getattr(config, name) for name in names} | {"kv_tokens": blocks * config.block_size}

@@ -1,0 +1,228 @@
+"""Weights from a Hugging Face directory into a ``Decoder``, and back to their names. Safetensors only, never pickles.
+
+Torch is imported by the functions, not by the module: scanning this folder for families must work without it.
+Files are memory-mapped and copied tensor by tensor into parameters that are made once, so that memory peaks at the
+model's own size. Everything wrong with the set of tensors is reported together, before any weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from tuili.base.errors import ConfigError, ModelError, nearest
+from tuili.base.log import get
+from tuili.models import Family, families
+from tuili.models.checkpoint import Checkpoint, read_json
+from tuili.models.fields import DTYPES
+from tuili.models.names import NOT_PARAMETERS, Names
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.layers.decoder import Decoder
+
+log = get(__name__)
+
+#: Called with a tensor's name, the bytes loaded so far and the bytes in all (of the loaded model, not of the files).
+Progress = Callable[[str, int, int], None]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a checkpoint's tensor goes: rows ``start .. start + rows`` of one of our parameters."""
+
+    parameter: str
+    start: int
+    rows: int
+
+
+def load_model(checkpoint: Checkpoint, dtype: str, max_model_len: int, progress: Progress | None = None) -> Decoder:
+    """The checkpoint's model, weights in ``dtype`` (float32, bfloat16, float16), ready for ``max_model_len`` tokens.
+
+    Evaluation mode, no gradients. Raises ModelError, ConfigError for an unknown ``dtype``.
+    """
+    import torch
+
+    from tuili.layers.decoder import Decoder
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+    if method := checkpoint.config.get("quantization_config"):
+        kind = method.get("quant_method") if isinstance(method, dict) else method
+        raise ModelError(f"config.json: quantization_config={kind!r} is not supported; use the unquantized checkpoint")
+    with torch.device("meta"):
+        model = Decoder(checkpoint.spec)
+    load_weights(model, checkpoint.family, checkpoint.path, getattr(torch, dtype), progress)
+    model.requires_grad_(False).eval()
+    if checkpoint.spec.rope.kind in ("dynamic", "longrope") and max_model_len > checkpoint.spec.rope.original_len:
+        log.info(
+            "%s: rope %r is stretched for max_model_len %d; up to %d it is not, which is more exact on short texts",
+            *(checkpoint.name, checkpoint.spec.rope.kind, max_model_len, checkpoint.spec.rope.original_len),
+        )
+    model.prepare(max_model_len)
+    return model
+
+
+def load_weights(
+    model: Decoder, family: type[Family], directory: Path, dtype: torch.dtype, progress: Progress | None = None
+) -> None:
+    """Fill ``model`` (on meta) from the ``*.safetensors`` of ``directory``. ModelError lists all that is wrong."""
+    expected = slots(model, family.names)
+    with ExitStack() as stack:
+        files = [(path, stack.enter_context(_open(path))) for path in weight_files(directory)]
+        found = _match(files, family, expected)
+        _check(model, expected, found, directory)
+        model.to(dtype).to_empty(device="cpu")  # in this order: nothing is made in another dtype first
+        parameters = dict(model.named_parameters())
+        total = sum(p.numel() * p.element_size() for p in parameters.values())
+        done = 0
+        for name, (file, stored) in found.items():
+            slot = expected[name]
+            target = parameters[slot.parameter].data[slot.start : slot.start + slot.rows]
+            target.copy_(file.get_tensor(stored))
+            done += target.numel() * target.element_size()
+            if progress is not None:
+                progress(stored, done, total)
+
+
+def to_hf(model: Decoder, family: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's tensors under the names of a Hugging Face checkpoint (views, to be saved or copied).
+
+    ``family`` is an architecture's name; by default the spec's own.
+    """
+    parameters = dict(model.named_parameters())
+    for name, slot in slots(model, families.get(family or model.spec.family).names).items():
+        yield name, parameters[slot.parameter].data[slot.start : slot.start + slot.rows]
+
+
+def slots(model: Decoder, names: Names) -> dict[str, Slot]:
+    """Every tensor that a checkpoint of ``model`` has, by its name there, and where it goes: the table, walked."""
+    modules = dict(model.named_modules())
+    walked: dict[str, Slot] = {}
+    for pattern, target in names.items():
+        ours, part = (target, None) if isinstance(target, str) else target
+        for layer in range(model.spec.num_layers if "{}" in pattern else 1):
+            module = modules.get(ours.format(layer))
+            for kind, value in module.named_parameters(recurse=False) if module is not None else ():
+                start, rows = _rows(module, part, len(value))
+                walked[f"{pattern.format(layer)}.{kind}"] = Slot(f"{ours.format(layer)}.{kind}", start, rows)
+    uncovered = dict(model.named_parameters()).keys() - {slot.parameter for slot in walked.values()}
+    assert not uncovered, f"the table of names leaves out {sorted(uncovered)}"
+    return walked
+
+
+def _rows(module: Any, part: int | None, rows: int) -> tuple[int, int]:
+    """First row and row count of the ``part``-th projection fused in ``module`` (None: all of it)."""
+    if part is None:
+        return 0, rows
+    return sum(module.parts[:part]), module.parts[part]
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the single one, those of the index, or all there are."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return _indexed(index)
+    every = sorted(directory.glob("*.safetensors"))
+    # Mistral ships its weights a second time under its own names.
+    files = [path for path in every if not path.name.startswith("consolidated")] or every
+    if files:
+        return files
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if not pickles:
+        raise ModelError(f"{directory} has no *.safetensors; give the directory of a complete Hugging Face checkpoint")
+    raise ModelError(
+        f"{directory} has its weights only as pickles ({', '.join(pickles[:4])}). Loading them can run code, so Tuili "
+        'never does. If you trust them, convert once: `python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\"`, and copy the tokenizer."
+    )
+
+
+def _indexed(index: Path) -> list[Path]:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
+        raise ModelError(f"{index}: weight_map={str(table)[:80]!r} must map tensor names to file names")
+    names = sorted(set(table.values()))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ModelError(f"{index} names files outside its directory: {_list(outside)}")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise ModelError(f"{index.parent} lacks {len(missing)} of {len(names)} weight files; fetch {_list(missing)}")
+    return [index.parent / name for name in names]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+
+
+# Which tensor is which -----------------------------------------------------------------------------------------------
+
+Found = dict[str, tuple[Any, str]]
+
+
+def _match(files: list[tuple[Path, Any]], family: type[Family], expected: dict[str, Slot]) -> Found:
+    """Tensors of ``files`` by their name in the family's table; what is known not to be a parameter is left out."""
+    found: Found = {}
+    ignored = 0
+    for path, file in files:
+        for stored in file.keys():  # noqa: SIM118 (no mapping: it has no __iter__)
+            name = _plain(stored, family.prefixes)
+            tied = name == "lm_head.weight" and name not in expected
+            if tied or stored.endswith(NOT_PARAMETERS) or stored.startswith(family.ignored):
+                ignored += 1
+                continue
+            if name in found:
+                raise ModelError(f"{path}: tensor {stored!r} is there twice (in another file, or under two names)")
+            found[name] = (file, stored)
+    if ignored:
+        log.info("%d tensors are not part of the model that runs (tied head, vision tower, buffers): left out", ignored)
+    return found
+
+
+def _plain(stored: str, prefixes: Mapping[str, str]) -> str:
+    for prefix, plain in prefixes.items():
+        if stored.startswith(prefix):
+            return plain + stored.removeprefix(prefix)
+    return stored
+
+
+def _check(model: Decoder, expected: dict[str, Slot], found: Found, directory: Path) -> None:
+    """ModelError listing every missing, unexpected and misshapen tensor."""
+    parameters = dict(model.named_parameters())
+    shaped = []
+    for name in expected.keys() & found.keys():
+        file, stored = found[name]
+        have = list(file.get_slice(stored).get_shape())
+        want = [expected[name].rows, *parameters[expected[name].parameter].shape[1:]]
+        if have != want:
+            shaped.append(f"{stored} (is {have}, config.json says {want})")
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found[name][1] for name in found.keys() - expected.keys())
+    parts = [
+        f"{len(names)} {what}: {_list(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", sorted(shaped)))
+        if names
+    ]
+    if parts:
+        raise ModelError(
+            f"the tensors of {directory} do not fit config.json ({model.spec.family}). {'; '.join(parts)}. "
+            "Check that config.json belongs to these weights and that the download is complete."
+        )
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

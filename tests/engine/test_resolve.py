@@ -1,0 +1,145 @@
+"""Laws of resolve: pure, idempotent, reproducible; what does not fit is refused with numbers that do."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tuili.base.config import Config, dump, load
+from tuili.base.errors import ConfigError
+from tuili.base.hardware import Hardware
+from tuili.engine.resolve import effective, resolve
+from tuili.layers.spec import ModelSpec, RopeSpec
+
+GIB = 2**30
+SPEC = ModelSpec("llama", 32_000, 512, 1024, 8, 8, 4, 64, 4096, RopeSpec(64), dtype="bfloat16")
+WEIGHTS = 100 << 20
+
+
+def machine(available: int = 16 * GIB, isa: tuple[str, ...] = ("avx2", "amx_bf16"), **more) -> Hardware:
+    return Hardware("test cpu", 4, frozenset(isa), 2 * available, available, **more)
+
+
+def run(hardware: Hardware | None = None, spec: ModelSpec = SPEC, **options) -> Config:
+    return resolve(Config(**options), spec, WEIGHTS, hardware or machine())
+
+
+def test_everything_that_shapes_the_run_has_a_value():
+    config = run(model="m")
+    assert effective(config) == {
+        "model": "m",
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "threads": 4,
+        "max_model_len": 4096,
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 2048,
+        "kv_tokens": 128 * 4096,
+    }
+    assert config.served_model_name == "m"
+    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.kv_bytes_per_token(2)
+
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+        "max_model_len": st.integers(1, 4096),
+        "max_num_seqs": st.integers(1, 300),
+        "max_num_batched_tokens": st.integers(1, 5000),
+        "block_size": st.integers(1, 64),
+        "num_gpu_blocks_override": st.integers(1, 10_000),
+        "kv_cache_memory_bytes": st.integers(1, 8 * GIB),
+        "gpu_memory_utilization": st.floats(0.05, 1.0),
+        "enable_chunked_prefill": st.booleans(),
+        "threads": st.integers(1, 64),
+    },
+)
+
+
+@given(given=options, memory=st.integers(200 << 20, 64 * GIB), fast=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, tmp_path_factory):
+    hardware = machine(memory, ("amx_bf16",) if fast else ())
+    try:
+        once = run(hardware, **given)
+    except ConfigError:
+        assume(False)
+    assert resolve(once, SPEC, WEIGHTS, hardware) == once
+    path = tmp_path_factory.mktemp("config") / "run.toml"
+    path.write_text(dump(once))
+    assert load(path, {}) == once
+    for name, value in given.items():
+        if value != "auto" and name not in ("kv_cache_memory_bytes",):
+            assert getattr(once, name) == value, f"{name} was changed"
+    assert once.num_gpu_blocks_override * once.block_size >= once.max_model_len
+    assert once.max_num_seqs <= once.max_num_batched_tokens
+
+
+@pytest.mark.parametrize(
+    ("stored", "isa", "expected"),
+    [
+        ("float32", ("amx_bf16",), "float32"),
+        ("bfloat16", ("amx_bf16",), "bfloat16"),
+        ("bfloat16", ("avx512_bf16",), "bfloat16"),
+        ("bfloat16", ("avx2",), "float32"),
+        ("float16", ("avx2",), "float32"),
+        ("float16", ("amx_bf16",), "bfloat16"),
+    ],
+)
+def test_dtype(stored, isa, expected, caplog):
+    spec = ModelSpec("llama", 100, 8, 8, 1, 1, 1, 8, 64, RopeSpec(8), dtype=stored)
+    with caplog.at_level(logging.INFO, "tuili"):
+        assert run(machine(isa=isa), spec).dtype == expected
+    assert (stored == expected) == ("dtype:" not in caplog.text), "a change is told"
+    assert run(machine(isa=isa), spec, dtype="float16").dtype == "float16"
+
+
+def test_a_gpu_is_used_where_there_is_one():
+    config = run(machine(gpu="H200", gpu_memory=100 * GIB))
+    assert (config.device, config.max_num_seqs) == ("cuda", 256)
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        run(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_model_len": 5000}, "4096"),
+        ({"max_num_seqs": 100, "max_num_batched_tokens": 50}, "--max-num-seqs 50"),
+        ({"enable_chunked_prefill": False, "max_num_batched_tokens": 4000}, "4096"),
+        ({"num_gpu_blocks_override": 10}, "--max-model-len 160"),
+        ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes"),
+        ({"num_gpu_blocks_override": 10**7}, "more memory than there is"),
+    ],
+)
+def test_contradictions_say_what_would_work(given, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run(**given)
+
+
+def test_budgets_adapt_to_each_other():
+    assert run(max_num_seqs=3000).max_num_batched_tokens == 3000
+    assert run(max_num_batched_tokens=50).max_num_seqs == 50
+    assert run(enable_chunked_prefill=False).max_num_batched_tokens == 4096
+
+
+@pytest.mark.parametrize("memory", [230, 250, 290, 300])
+def test_the_table_and_its_remedies(memory):
+    """Every setting that the error proposes does fit."""
+    hardware = machine(memory << 20)
+    settings_given = {"max_num_batched_tokens": 512, "max_num_seqs": 16, "dtype": "float32"}
+    with pytest.raises(ConfigError) as raised:
+        run(hardware, **settings_given)
+    text = str(raised.value)
+    for word in ("weights", "KV per 1k tokens", "activations", "available", "left for KV"):
+        assert word in text
+    proposed = re.findall(r"^  --([a-z-]+) (\S+)", text.split("What would fit:")[1], re.MULTILINE)
+    assert proposed or "a machine with" in text
+    for flag, value in proposed:
+        kind = {"dtype": str, "gpu-memory-utilization": float}.get(flag, int)
+        run(hardware, **{**settings_given, flag.replace("-", "_"): kind(value)})
