@@ -104,7 +104,7 @@ def check(p: SamplingParams) -> None:
     _within("temperature", p.temperature, 0.0, 2.0)
     _within("top_p", p.top_p, 0.0, 1.0, open_low=True)
     _within("min_p", p.min_p, 0.0, 1.0)
-    _within("repetition_penalty", p.repetition_penalty, 0.0, 1e6, open_low=True)
+    _within("repetition_penalty", p.repetition_penalty, 1e-6, 1e6)  # beyond, float32 scores overflow
     _within("presence_penalty", p.presence_penalty, -2.0, 2.0)
     _within("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
     for name in ("top_k", "logprobs", "prompt_logprobs"):

@@ -11,7 +11,7 @@ from tuili.ops.table import op
 #: Rows of a matmul are padded to a multiple of this. Kernels for 1 to 3 float32 rows add in another order than those
 #: for many, so that a request's logits would depend on who shares its batch (measured; DESIGN.md law 5).
 ROW_TILE = 8
-#: Elements up to which torch's elementwise kernels stay in one thread (gelu splits above 0x4000, the others above 32767).
+#: Elements up to which torch's elementwise kernels stay in one thread (gelu; the others' limit is twice as high).
 SERIAL = 0x4000
 
 
@@ -59,7 +59,10 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 @op(samples.gated, tolerance=1e-5)
 def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim], gate first: [n, dim]. Activations: silu, gelu_tanh, gelu."""
+    """``activation(gate) * up`` of ``gate_up`` [n, 2 * dim] (gate first): [n, dim].
+
+    Activations: silu, gelu_tanh, gelu.
+    """
     gate, up = gate_up.chunk(2, -1)
     pieces = [_activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * up

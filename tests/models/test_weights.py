@@ -1,0 +1,172 @@
+"""Reading and writing weights: the error that lists everything, files that are not whole, tied heads, the way back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from naive import Naive
+from safetensors.torch import load_file, save_file
+from tiny_models import CASES, Tiny, prompt, reference_logits
+
+from tuili.base.errors import ConfigError, ModelError
+from tuili.layers.decoder import Decoder
+from tuili.models.checkpoint import open_checkpoint
+from tuili.models.weights import load_model, to_hf
+
+
+def load(path: Path, dtype: str = "float32") -> Decoder:
+    return load_model(open_checkpoint(path), dtype, 256)
+
+
+def changed(path: Path, to: Path, change: dict[str, torch.Tensor | None], settings: dict | None = None) -> Path:
+    """A copy of the checkpoint ``path`` with tensors replaced, added or (None) taken out."""
+    shutil.copytree(path, to)
+    tensors = load_file(path / "model.safetensors") | change
+    save_file({k: v for k, v in tensors.items() if v is not None}, to / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text()) | (settings or {})
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_hf_is_the_way_back(case: str, tiny: Tiny) -> None:
+    """What was loaded comes out under the same names with the same values: fused weights are cut again."""
+    stored = load_file(tiny(case) / "model.safetensors")
+    written = dict(to_hf(load(tiny(case))))
+    assert written.keys() == stored.keys()
+    assert all(torch.equal(written[name], stored[name]) for name in stored)
+
+
+def test_all_that_is_wrong_is_in_one_error(tiny: Tiny, tmp_path: Path) -> None:
+    layer = "model.layers.1."
+    broken = changed(
+        tiny("llama"),
+        tmp_path / "broken",
+        {
+            layer + "mlp.up_proj.weight": None,
+            "model.norm.weight": None,
+            layer + "self_attn.q_norm.weight": torch.ones(16),
+            "extra.weight": torch.ones(3),
+            layer + "self_attn.k_proj.weight": torch.ones(64, 64),
+            "lm_head.weight": torch.ones(319, 64),
+        },
+    )
+    with pytest.raises(ModelError) as caught:
+        load(broken)
+    message = str(caught.value)
+    assert "2 missing: model.layers.1.mlp.up_proj.weight, model.norm.weight" in message
+    assert "2 unexpected: extra.weight, model.layers.1.self_attn.q_norm.weight" in message
+    assert "2 misshapen: lm_head.weight (is [319, 64], config.json says [320, 64])" in message
+    assert "model.layers.1.self_attn.k_proj.weight (is [64, 64], config.json says [32, 64])" in message
+    assert str(broken) in message
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_tied_head_is_read_from_the_embedding(with_head: bool, tiny: Tiny, tmp_path: Path) -> None:
+    head = {"lm_head.weight": torch.zeros(320, 64) if with_head else None}
+    path = changed(tiny("llama-tied"), tmp_path / "tied", head)
+    assert torch.equal(Naive(load(path)).feed(prompt(9)), Naive(load(tiny("llama-tied"))).feed(prompt(9)))
+
+
+def test_buffers_of_old_checkpoints_are_no_parameters(tiny: Tiny, tmp_path: Path) -> None:
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in range(3)}
+    load(changed(tiny("llama"), tmp_path / "old", dict(buffers)))
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model."])
+def test_text_part_of_multimodal_gemma(layout: str, tiny: Tiny, tmp_path: Path) -> None:
+    plain = tiny("gemma3")
+    stored = load_file(plain / "model.safetensors")
+    renamed = {layout + name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    vision = {"vision_tower.vision_model.head.weight": torch.ones(2), "multi_modal_projector.w": torch.ones(2)}
+    path = tmp_path / "multimodal"
+    shutil.copytree(plain, path)
+    save_file(renamed | vision, path / "model.safetensors", {"format": "pt"})
+    text = json.loads((plain / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106], "text_config": text}
+    (path / "config.json").write_text(json.dumps(outer))
+    assert open_checkpoint(path).spec.eos_token_ids == (258,)  # generation_config.json has the last word
+    (path / "generation_config.json").unlink()
+    assert open_checkpoint(path).spec.eos_token_ids == (1, 106)
+    assert (Naive(load(path)).feed(prompt(40)) - reference_logits(plain, prompt(40))).abs().max() <= 1e-4
+
+
+def test_bare_set_of_files_and_consolidated(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "bare"
+    shutil.copytree(tiny("llama", shard="100KB"), path)
+    (path / "model.safetensors.index.json").unlink()
+    save_file({"tok_embeddings.weight": torch.ones(2)}, path / "consolidated.safetensors")
+    load(path)
+
+
+def test_a_tensor_in_two_files(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "twice"
+    shutil.copytree(tiny("llama"), path)
+    (path / "model.safetensors").rename(path / "a.safetensors")
+    shutil.copy(path / "a.safetensors", path / "b.safetensors")
+    with pytest.raises(ModelError, match="there twice"):
+        load(path)
+
+
+def test_pickles_are_never_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "pickled"
+    shutil.copytree(tiny("llama"), path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no \*.safetensors"):
+        load(path)
+    torch.save({}, path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model.bin.*never does.*save_pretrained"):
+        load(path)
+
+
+@pytest.mark.parametrize("size", [0, 5, 2000, 100_000])
+def test_truncated_file(size: int, tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "truncated"
+    shutil.copytree(tiny("llama"), path)
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[:size])
+    with pytest.raises(ModelError, match=r"model.safetensors is not a whole safetensors file.*again"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ('{"weight_map": {"a": "gone.safetensors"}}', "lacks 1 of 1 weight files; fetch gone.safetensors"),
+        ('{"weight_map": {"a": "../../etc/passwd"}}', "outside its directory"),
+        ('{"weight_map": ["a"]}', "weight_map="),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_wrong_index(index: str, says: str, tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "indexed"
+    shutil.copytree(tiny("llama"), path)
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=says):
+        load(path)
+
+
+def test_progress_counts_to_the_end(tiny: Tiny) -> None:
+    calls: list[tuple[str, int, int]] = []
+    model = load_model(
+        open_checkpoint(tiny("qwen2")), "bfloat16", 64, lambda name, done, total: calls.append((name, done, total))
+    )
+    size = sum(p.numel() * 2 for p in model.parameters())
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+    assert calls[-1][1:] == (size, size)
+    assert "model.layers.0.self_attn.q_proj.bias" in [name for name, _, _ in calls]
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_dtype_and_quantization_are_checked(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown dtype 'float'"):
+        load(tiny("llama"), "float")
+    quantized = changed(tiny("llama"), tmp_path / "fp8", {}, {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(ModelError, match="quantization_config='fp8'"):
+        load(quantized)
