@@ -1,0 +1,154 @@
+"""POST /v1/chat/completions (interfaces.md 5.1): one answer as JSON, or as chunks while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+from tuili.base.errors import RequestError
+from tuili.engine.outputs import Delta, TokenLogprob
+from tuili.server.generation import Choice, Generation, Job
+from tuili.server.logprobs import chat_logprobs, prompt_logprobs
+from tuili.server.prompts import encode_chat, opens_answer
+from tuili.server.protocol import ChatRequest
+from tuili.server.sampling import (
+    check_choices,
+    check_control,
+    check_logprobs,
+    output_limit,
+    sampling_params,
+    truncated,
+)
+from tuili.server.service import Call, Service
+from tuili.server.wire import event
+
+
+class Chat:
+    """One request: checked and tokenized by ``open``, answered by ``answer()`` or ``events()``."""
+
+    def __init__(self, request: ChatRequest, call: Call, generation: Generation):
+        self.request = request
+        self.generation = generation
+        self.head: dict[str, Any] = {"id": f"chatcmpl-{call.id}", "created": call.created, "model": call.model}
+        self.role = "assistant" if opens_answer(request) else request.messages[-1].role
+        self.prefix = echoed(request, self.role)
+
+    @classmethod
+    async def open(cls, service: Service, call: Call, request: ChatRequest) -> Chat:
+        """Raises RequestError, with ``param``, for whatever the engine could not do as asked."""
+        check_fields(request, service)
+        kwargs = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+        ids = await encode_chat(request, service.engine, service.config, kwargs)
+        asked, name = request.max_completion_tokens, "max_completion_tokens"
+        if asked is None:
+            asked, name = request.max_tokens, "max_tokens"
+        ids = truncated(ids, request, service.engine, asked or 1)
+        limit = output_limit(asked, name, len(ids), service.engine, "messages")
+        top = check_logprobs("top_logprobs", request.top_logprobs, service.config)
+        params = sampling_params(request, service.engine, limit, (top or 0) if request.logprobs else None)
+        job = Job(ids, params, 0, call.id, request.priority or 0, request.cache_salt or "", call.arrival)
+        return cls(request, call, Generation(service.engine, service.metrics, [job]))
+
+    async def answer(self) -> dict[str, Any]:
+        choices = await self.generation.choices()
+        answer = {
+            **self.head,
+            "object": "chat.completion",
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": self.generation.usage(),
+            "system_fingerprint": None,
+            "service_tier": None,
+            "prompt_logprobs": prompt_logprobs(choices[0].prompt_logprobs),
+            "kv_transfer_params": None,
+        }
+        if self.request.return_token_ids:
+            answer["prompt_token_ids"] = self.generation.jobs[0].ids
+        return answer
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        text = self.prefix + "".join(choice.text)
+        answer = {
+            "index": index,
+            "message": {"role": self.role, "content": text, "refusal": None, "reasoning": None},
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self.request.return_token_ids:
+            answer["token_ids"] = choice.token_ids
+        return answer
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """A role chunk per choice, text as it comes, a chunk with the finish reason, usage if asked for."""
+        options = self.request.stream_options
+        include_usage = bool(options and options.include_usage)
+        self.head["object"] = "chat.completion.chunk"
+        running_usage = include_usage and bool(options and options.continuous_usage_stats)
+        opened: set[int] = set()
+        async with aclosing(self.generation.deltas()) as deltas:
+            async for index, delta in deltas:
+                for choice in self._chunks(index, delta, index not in opened):
+                    chunk = {**self.head, "choices": [choice]}
+                    if self.request.return_token_ids and not opened:
+                        chunk["prompt_token_ids"] = self.generation.jobs[0].ids
+                    if running_usage:
+                        chunk["usage"] = self.generation.usage()
+                    opened.add(index)
+                    yield event(chunk)
+        if include_usage:
+            yield event({**self.head, "choices": [], "usage": self.generation.usage()})
+
+    def _chunks(self, index: int, delta: Delta, first: bool) -> Iterable[dict[str, Any]]:
+        if first:
+            opening = {"role": self.role, "content": ""}
+            yield {"index": index, "delta": opening, "logprobs": None, "finish_reason": None}
+            if self.prefix:
+                yield {"index": index, "delta": {"content": self.prefix}, "logprobs": None, "finish_reason": None}
+        extras = delta.token_ids and (self.request.logprobs or self.request.return_token_ids)
+        if delta.text or extras:
+            logprobs = self._logprobs(delta.logprobs or ())
+            chunk = {"index": index, "delta": {"content": delta.text}, "logprobs": logprobs, "finish_reason": None}
+            if self.request.return_token_ids:
+                chunk["token_ids"] = list(delta.token_ids)
+            yield chunk
+        if delta.finish_reason is not None:
+            end = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            yield {"index": index, "delta": {}, "logprobs": None, **end}
+
+    def _logprobs(self, entries: Iterable[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.request.logprobs:
+            return None
+        return chat_logprobs(entries, bool(self.request.return_tokens_as_token_ids))
+
+
+def echoed(request: ChatRequest, role: str) -> str:
+    """With ``echo``: the text of the last message, if the answer continues its role."""
+    last = request.messages[-1]
+    if not request.echo or last.role != role or last.content is None:
+        return ""
+    if isinstance(last.content, str):
+        return last.content
+    return "\n".join(part.text or part.refusal or "" for part in last.content)
+
+
+def check_fields(request: ChatRequest, service: Service) -> None:
+    request.refuse_unserved()
+    check_control(request, service.config)
+    check_tools(request)
+    check_choices(1, request.n)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+    check_logprobs("prompt_logprobs", request.prompt_logprobs, service.config)
+    if request.stream and request.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs is not sent in a stream; leave out stream", "prompt_logprobs")
+
+
+def check_tools(request: ChatRequest) -> None:
+    """Tools may be shown to the template (tool_choice "none"); calls of them are not parsed yet."""
+    if request.tool_choice not in (None, "none"):
+        if request.tools:
+            raise RequestError('tool calls are not supported by this server yet; use tool_choice "none"', "tool_choice")
+        raise RequestError("tool_choice needs tools", "tool_choice")
+    if request.tools and request.tool_choice is None:
+        raise RequestError('tools are not supported by this server yet; use tool_choice "none"', "tools")

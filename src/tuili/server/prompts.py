@@ -1,0 +1,72 @@
+"""From messages to a prompt: the checks that a chat template cannot make, then the template itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from tuili.base.config import Config
+from tuili.base.errors import RequestError
+from tuili.server.generation import INLINE_CHARACTERS
+from tuili.server.protocol import ChatRequest, Message, TokenizeRequest
+
+if TYPE_CHECKING:
+    from tuili.engine.text import TextEngine
+
+#: Names that the server gives to the template itself.
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
+
+
+def opens_answer(request: ChatRequest | TokenizeRequest) -> bool:
+    """Whether the prompt ends with the start of an answer: yes, unless the last message is to be continued."""
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt cannot both be true", "continue_final_message"
+        )
+    if request.add_generation_prompt is None:
+        return not request.continue_final_message
+    return request.add_generation_prompt
+
+
+async def encode_chat(
+    request: ChatRequest | TokenizeRequest, engine: TextEngine, config: Config, kwargs: dict[str, Any]
+) -> list[int]:
+    """Token ids of the rendered chat. RequestError for wrong messages, no template, or a template that refuses them."""
+    if request.chat_template is not None and not config.trust_request_chat_template:
+        raise RequestError(
+            "chat_template in a request runs code of the client; start the server with --trust-request-chat-template "
+            "to allow it",
+            "chat_template",
+        )
+    taken = RESERVED & (request.chat_template_kwargs or {}).keys()
+    if taken:
+        raise RequestError(f"chat_template_kwargs cannot set {', '.join(sorted(taken))}", "chat_template_kwargs")
+    messages = [plain_message(message) for message in request.messages or ()]
+    options: dict[str, Any] = {
+        "tools": request.tools or None,
+        "documents": getattr(request, "documents", None),
+        "chat_template": request.chat_template,
+        "add_generation_prompt": opens_answer(request),
+        "continue_final_message": bool(request.continue_final_message),
+        "add_special_tokens": bool(request.add_special_tokens),
+        "kwargs": {**kwargs, **(request.chat_template_kwargs or {})},
+    }
+    if request.chat_template is None and sum(map(_size, messages)) <= INLINE_CHARACTERS:
+        return engine.encode_chat(messages, **options)
+    return await asyncio.to_thread(engine.encode_chat, messages, **options)
+
+
+def _size(message: dict[str, Any]) -> int:
+    content = message.get("content") or ""
+    return len(content) if isinstance(content, str) else sum(len(part.get("text") or "") for part in content)
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """The message as templates know it, ``reasoning`` under both of its names."""
+    plain = message.model_dump(exclude_none=True)
+    reasoning = plain.get("reasoning", plain.get("reasoning_content"))
+    if reasoning is not None:
+        plain["reasoning"] = plain["reasoning_content"] = reasoning
+    return plain
