@@ -1,4 +1,4 @@
-"""Shared by the equality suites: small random models, a naive loop as the oracle, and a driver for scheduler + executor."""
+"""For the equality suites: small random models, a naive loop as the oracle, a driver for scheduler and executor."""
 
 from __future__ import annotations
 

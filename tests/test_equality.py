@@ -1,4 +1,4 @@
-"""Law 5: greedy output equals a naive loop token for token, whatever the batch, budget, pool, reuse, policy, chunking, depth.
+"""Law 5: greedy text equals a naive loop, whatever the batch, budget, pool, reuse, policy, chunking or depth.
 
 One test per combination; their number is printed by pytest (``pytest tests/test_equality.py --collect-only -q``).
 """

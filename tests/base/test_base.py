@@ -1,4 +1,4 @@
-"""Config, registry, errors and clocks: options are typed and bounded, plugins are found, messages name what is wrong."""
+"""Config, registry, errors, clocks: options are typed and bounded, plugins found, messages name what is wrong."""
 
 from __future__ import annotations
 

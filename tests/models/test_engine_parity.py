@@ -1,4 +1,4 @@
-"""Every family through the whole engine: 64 greedy tokens equal transformers', alone, batched, chunked and with reuse."""
+"""Every family through the engine: 64 greedy tokens equal transformers', alone, batched, chunked and with reuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law 13: what the host does for a step depends on the batch, never on the context. Counted in Python calls, not in time."""
+"""Law 13: what the host does for a step depends on the batch, never on the context. Counted in calls, not in time."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tuili.core.params import SamplingParams
 class Chunk:
     """One request's share of a step: positions ``start .. start + count`` are computed.
 
-    ``tokens`` are the ids at those positions (shorter than ``count`` only when the last one is still on the device, depth 2).
+    ``tokens`` are the ids at those positions; the last one is missing while it is still on the device (depth 2).
     The first chunk of an admission carries ``history``: all ids before ``start``, whose KV is reused.
     ``new_blocks`` are appended to the request's block table before the step (on admission: the whole table so far,
     reused blocks first). ``sample`` asks for one token after the last position. ``prompt_len`` counts the ids that the
@@ -63,7 +63,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class TopLogprobs:
-    """Log-probability of one token, its rank (1 = most likely) and the ``k`` most likely (token, logprob), best first."""
+    """Log-probability of a token, its rank (1 = most likely) and the most likely (token, logprob), best first."""
 
     token: int
     logprob: float
@@ -98,9 +98,9 @@ class StepStats:
 class StepResult:
     """What a step produced, by request id.
 
-    ``tokens`` new tokens in order (with drafts: the accepted ones and one more); ``logprobs`` one entry per new token when
-    asked for; ``prompt_logprobs`` entries for prompt positions that this step made known, in order, position 1 first (the
-    first prompt token has none); ``failed`` why a request died in the data plane (law 6: only that request ends).
+    ``tokens`` new tokens in order (with drafts: the accepted ones and one more); ``logprobs`` one entry per new token
+    when asked for; ``prompt_logprobs`` entries for the prompt positions ``max(1, start) ..`` of the request's chunk, in
+    order (the first prompt token has none); ``failed`` why a request died in the data plane (law 6: only that request ends).
     """
 
     step: int

@@ -31,7 +31,7 @@ class Timing:
 class Request:
     """State of one generation in the scheduler.
 
-    ``tokens`` is prompt + output; ``computed`` counts the leading ids whose KV is in the cache (or in an in-flight plan);
+    ``tokens`` is prompt + output; ``computed`` counts the leading ids whose KV is in the cache or in a plan in flight;
     ``pending`` counts sampled ids still on the device (depth 2). The whole state machine is
     ``need = len(tokens) + pending + len(draft) - computed`` (DESIGN.md 2).
     ``params`` are resolved: ``max_tokens`` is a number, ``eos_token_ids`` and ``seed`` are set.
