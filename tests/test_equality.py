@@ -79,3 +79,15 @@ def test_logprobs_equal_those_of_a_whole_prompt(name: str, pool: str, budget: in
     for i, (prompt, count) in enumerate(LOAD):
         assert len(whole[str(i)][0]) == count
         assert [entry.token for entry in whole[str(i)][1]] == list(prompt[1:])
+
+
+def test_prompt_logprobs_come_once_when_a_prompt_is_preempted_midway() -> None:
+    """The second prompt is cut off by the first one's growth while it is being computed, and starts over."""
+    scheduler, executor = engine("llama-f32", budget=6, blocks=12, rows=2)
+    first, second = tuple(range(30)), tuple(range(30, 92))
+    scheduler.add(request("first", first, max_tokens=40))
+    scheduler.add(request("second", second, max_tokens=2, prompt_logprobs=0))
+    updates = drive(scheduler, executor)
+    entries = [entry for update in updates if update.id == "second" for entry in update.prompt_logprobs]
+    assert max(update.preemptions for update in updates if update.id == "second") > 0
+    assert [entry.token for entry in entries] == list(second[1:])

@@ -231,7 +231,7 @@ def test_drafts_make_fewer_steps_and_the_same_tokens() -> None:
 def test_prompt_logprobs_are_handed_out_once_also_after_preemption() -> None:
     def change(plan, result):
         entries = {
-            c.id: [TopLogprobs(position, -1.0, 1) for position in range(c.start + 1, min(c.start + c.count + 1, 20))]
+            c.id: [TopLogprobs(position, -1.0, 1) for position in range(max(1, c.start), min(c.start + c.count, 20))]
             for c in plan.chunks
             if c.params.prompt_logprobs is not None
         }

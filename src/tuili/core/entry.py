@@ -35,8 +35,8 @@ class Entry:
     guesses: int = 0
     #: It read KV that a failed request was to write: forget what comes back, then compute everything again.
     poisoned: bool = False
-    #: Prompt positions whose logprobs were handed out; a preempted request computes them twice.
-    logprobs_sent: int = 0
+    #: The first prompt position whose logprobs were not handed out yet; a preempted request computes some twice.
+    judged: int = 1
 
     @property
     def length(self) -> int:

@@ -100,7 +100,7 @@ class StepResult:
 
     ``tokens`` new tokens in order (with drafts: the accepted ones and one more); ``logprobs`` one entry per new token
     when asked for; ``prompt_logprobs`` entries for the prompt positions ``max(1, start) ..`` of the request's chunk, in
-    order (the first prompt token has none); ``failed`` why a request died in the data plane (law 6: only that request ends).
+    order (the first prompt token has none); ``failed`` why a request died in the data plane (law 6: it alone ends).
     """
 
     step: int

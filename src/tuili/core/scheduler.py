@@ -363,12 +363,13 @@ class Scheduler:
         return make_update(request, kept, logprobs, prompt_logprobs)
 
     def _fresh_prompt_logprobs(self, entry: Entry, chunk: Chunk, result: StepResult) -> tuple:
-        """Entries for prompt positions that were not handed out before. The first of a chunk is position start + 1."""
+        """Entries for prompt positions that were not handed out before; a chunk's first is ``max(1, start)``."""
         entries = result.prompt_logprobs.get(chunk.id, ())
         if not entries:
             return ()
-        known = max(0, entry.logprobs_sent - chunk.start)
-        entry.logprobs_sent = max(entry.logprobs_sent, chunk.start + len(entries))
+        first = max(1, chunk.start)
+        known = max(0, entry.judged - first)
+        entry.judged = max(entry.judged, first + len(entries))
         return tuple(entries[known:])
 
     def _finish(self, entry: Entry, finish: FinishReason, *made: Any, error: str | None = None) -> Update:
