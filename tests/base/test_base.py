@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,3 +153,16 @@ def test_sampling_params_normalise() -> None:
     assert (p.stop, p.top_k, p.stop_ids) == (("a",), 0, (2, 5))
     assert p.with_(ignore_eos=True).stop_ids == (5, 2)
     assert dataclasses.replace(p, temperature=0.0).greedy
+
+
+def test_waiting_threads_sleep_before_torch_is_loaded() -> None:
+    """The engine's own start-up path settles it: torch must not be imported by then."""
+    script = """
+import os, sys
+import tuili.engine.build as build
+from tuili.base.threads import let_waiting_threads_sleep
+assert let_waiting_threads_sleep(), "torch was imported too early"
+assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=120)

@@ -11,6 +11,7 @@ from tuili.base.config import Config
 from tuili.base.errors import ModelError
 from tuili.base.hardware import probe
 from tuili.base.log import get
+from tuili.base.threads import let_waiting_threads_sleep
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
 from tuili.engine.chat import find_template
@@ -69,6 +70,7 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
 
 def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
     """The engine of a resolved config, its weights loaded."""
+    let_waiting_threads_sleep()
     import torch
 
     from tuili.executors.local import LocalExecutor
