@@ -33,6 +33,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	@$(INSTALL) -e '.[test,dev]' && touch $@
 
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(INSTALL) -e '.[bench]' && touch $@
+
 serve: $(VENV)/.installed
 	@$(BIN)/tuili serve $(MODEL) $(ARGS)
 
@@ -51,7 +54,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-bench
 	@$(BIN)/python benchmarks/engine.py $(ARGS)
 
 soak: $(VENV)/.installed
