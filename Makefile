@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint format bench soak clean
+.PHONY: help serve test test-kernels-asan test-slow lint format bench soak clean
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
@@ -25,7 +25,9 @@ $(BIN)/python:
 	  { echo "Tuili needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
 	@PYTHON=$(PYTHON) sh .ci/venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+KERNELS := CMakeLists.txt $(wildcard src/tuili/ops/cpu/src/*)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "Installing Tuili into $(VENV) (first time only; torch is large) ..."
 	@$(INSTALL) -e . && touch $@
 
@@ -44,6 +46,14 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-kernels-asan: $(VENV)/.installed-dev
+	cmake -S . -B build/asan -DTUILI_SANITIZE=ON && cmake --build build/asan -j 2
+	rm -rf build/asan-src && mkdir build/asan-src && cp -r src tests pyproject.toml build/asan-src/
+	cp build/asan/_kernels.so build/asan-src/src/tuili/ops/cpu/
+	cd build/asan-src && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(CURDIR)/build/asan-src/src \
+	  $(CURDIR)/$(BIN)/python -m pytest tests/ops_cpu -q -p no:cacheprovider --timeout 1200
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from tiny_models import Tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def plain_process() -> None:
+    """Engines choose the ops and the number of threads of their process; no test inherits another one's choice."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "tuili.ops" in sys.modules:
+        sys.modules["tuili.ops"].choose("reference")
 
 
 @pytest.fixture(scope="session")

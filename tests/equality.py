@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
+from contextlib import AbstractContextManager
 
 import torch
 
+from tuili import ops
 from tuili.base.clock import WallClock
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
@@ -17,6 +19,8 @@ from tuili.core.scheduler import Scheduler
 from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
+from tuili.ops import cpu
+from tuili.quant.scheme import Scheme
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -59,18 +63,30 @@ SPECS: dict[str, tuple[ModelSpec, torch.dtype]] = {
 }
 
 
+#: Every spec on torch's references and, with this ending, on the C++ kernels with its weights packed for them.
+KERNELS = "+cpu"
+ON_KERNELS = [name + KERNELS for name in SPECS] if cpu.describe().built else []
+
+
+def backend(name: str) -> AbstractContextManager[None]:
+    """Run the block on the ops that ``name`` asks for."""
+    return ops.use("cpu" if name.endswith(KERNELS) else "reference")
+
+
 @functools.cache
 def model(name: str) -> Decoder:
     """A random model whose greedy text wanders (weights large enough that no token dominates)."""
-    spec, dtype = SPECS[name]
+    spec, dtype = SPECS[name.removesuffix(KERNELS)]
     decoder = Decoder(spec)
-    generator = torch.Generator().manual_seed(len(name))
+    generator = torch.Generator().manual_seed(len(name.removesuffix(KERNELS)))
     for key, parameter in decoder.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = (1 - spec.norm_offset + noise * 0.1) if "norm" in key else noise * 0.25
         parameter.requires_grad_(False)
     decoder = decoder.to(dtype).eval()
     decoder.prepare(LONGEST)
+    if name.endswith(KERNELS):
+        decoder.store(Scheme())
     return decoder
 
 

@@ -28,7 +28,7 @@ class Naive:
         spec = model.spec
         self.model, self.length = model, 0
         shape = (spec.num_layers, 2, -(-max_len // BLOCK), BLOCK, spec.num_kv_heads, spec.head_dim)
-        self.cache = torch.zeros(shape, dtype=model.embedding.weight.dtype)
+        self.cache = torch.zeros(shape, dtype=model.dtype)
         self.table = torch.randperm(shape[2], generator=torch.Generator().manual_seed(1)).unsqueeze(0)
 
     def attend(

@@ -5,10 +5,20 @@ One test per combination; their number is printed by pytest (``pytest tests/test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from equality import SPECS, drive, engine, load, naive, outputs, request
+from equality import ON_KERNELS, SPECS, backend, drive, engine, load, naive, outputs, request
 
 LOAD = load(7)
+
+
+@pytest.fixture(autouse=True)
+def _ops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs on the ops that its model is for."""
+    with backend(request.node.callspec.params["name"] if hasattr(request.node, "callspec") else ""):
+        yield
+
 
 #: Pool sizes in blocks of 8: the largest request needs 14; 15 forces preemptions, 200 holds all.
 POOLS = {"tight": 15, "ample": 200}
@@ -20,7 +30,7 @@ POOLS = {"tight": 15, "ample": 200}
 @pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "no-reuse"])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 19, 512])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS])
 def test_greedy_text_equals_the_naive_loop(
     name: str, budget: int, pool: str, reuse: bool, policy: str, chunked: bool, depth: int
 ) -> None:
@@ -37,7 +47,7 @@ def test_greedy_text_equals_the_naive_loop(
         assert scheduler.cache.hits > 0
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS])
 def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
     wishes = [
         {"temperature": 0.8, "top_p": 0.9},
@@ -58,7 +68,7 @@ def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
         assert run(64, 30, 1, range(i, i + 1))[str(i)] == together[str(i)]
 
 
-@pytest.mark.parametrize("name", ["llama-f32", "gemma-f32"])
+@pytest.mark.parametrize("name", ["llama-f32", "gemma-f32", *ON_KERNELS[1:4]])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 512])
 def test_logprobs_equal_those_of_a_whole_prompt(name: str, pool: str, budget: int) -> None:

@@ -132,7 +132,8 @@ def test_stopping_ends_streams_with_a_typed_error(make_server: Callable[..., Ser
         async with server.client() as client:
             stream = asyncio.create_task(client.post(TEXT, json={**ask, "stream": True}))
             whole = asyncio.create_task(client.post(TEXT, json=ask))
-            await asyncio.sleep(0.2)
+            while server.app.state.service.engine.snapshot().steps < 30:
+                await asyncio.sleep(0.01)
             flight.stop()
             return await stream, await whole, await client.post(TEXT, json=ask)
 

@@ -69,6 +69,12 @@ class Config:
     )
     chat_template: str | None = option(None, "File with, or text of, a Jinja chat template.", group="model")
     device: str = option("auto", "Where the model runs.", group="model", choices=("auto", "cpu", "cuda"))
+    kernels: str = option(
+        "auto",
+        "What computes: the C++ kernels where they were built, or torch's reference ops (to hunt bugs).",
+        group="model",
+        choices=("auto", "reference"),
+    )
     threads: int | None = option(None, "CPU threads of the model; default: the cores.", group="model", minimum=1)
 
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)

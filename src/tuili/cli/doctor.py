@@ -135,7 +135,7 @@ def compiler() -> Check:
         if name and (path := shutil.which(name)):
             line = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
             return Check("compiler", PASS, f"{path}: {line.splitlines()[0] if line else 'unknown version'}")
-    fix = "not needed today: the operations run on torch; for C++ kernels: apt install g++"
+    fix = "needed to build the C++ kernels when Tuili is installed: apt install g++"
     return Check("compiler", WARN, "no C++ compiler", fix)
 
 
@@ -152,18 +152,14 @@ def gpu() -> Check:
 
 
 def backend() -> Check:
-    """Which implementations the ops have, and which runs."""
-    importlib.import_module("tuili.ops")
-    table = importlib.import_module("tuili.ops.table").table
-    running: dict[str, int] = {}
-    for op in table.values():
-        active = next(name for name, function in op.implementations.items() if function is op.active)
-        running[active] = running.get(active, 0) + 1
-    found = ", ".join(f"{count} ops on {name}" for name, count in sorted(running.items()))
-    meaning = "reference = torch operations" if "reference" in running else ""
-    return Check(
-        "backend", PASS if running else FAIL, f"{found} ({meaning})" if meaning else found or "no ops registered"
-    )
+    """What computes: the C++ kernels, or torch's references and why."""
+    from tuili.ops import cpu, table
+
+    found = cpu.describe()
+    if not found.built:
+        return Check("backend", WARN, f"{len(table)} ops on torch's references, exact but slow", found.why)
+    kernels = sum("cpu" in op.implementations for op in table.values())
+    return Check("backend", PASS, f"{kernels} of {len(table)} ops on C++ kernels ({found.isa}), the others on torch")
 
 
 def plugins() -> Check:

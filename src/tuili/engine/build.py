@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tuili.base.clock import WallClock
 from tuili.base.config import Config
@@ -24,6 +24,9 @@ from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
 from tuili.models.weights import weight_files
+
+if TYPE_CHECKING:
+    from tuili.layers.decoder import Decoder
 
 log = get(__name__)
 #: Called with what is being loaded, and the bytes done and in all.
@@ -71,18 +74,14 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
 def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
     """The engine of a resolved config, its weights loaded."""
     let_waiting_threads_sleep()
-    import torch
-
     from tuili.executors.local import LocalExecutor
-    from tuili.models.weights import load_model
 
     sizes = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.num_gpu_blocks_override)
     assert None not in (*sizes, config.threads), "not resolved"
     max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks = cast(tuple[int, ...], sizes)
     policy = policies.get(config.scheduling_policy)()
-    torch.set_num_threads(cast(int, config.threads))
     executor = LocalExecutor(
-        load_model(checkpoint, config.dtype, max_model_len, progress),
+        load(config, checkpoint, progress),
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_model_len=max_model_len,
@@ -100,3 +99,26 @@ def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = No
         max_queued=config.max_num_queued_reqs,
     )
     return Engine(scheduler, executor, clock)
+
+
+def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Decoder:
+    """The model of a resolved config on the ops that compute from now on: the C++ kernels with the weights in their
+    order, or torch's references. That choice is the process's: the engine started last decides."""
+    import torch
+
+    from tuili import ops
+    from tuili.models.weights import load_model
+    from tuili.ops import cpu
+    from tuili.quant.scheme import Scheme
+
+    threads = cast(int, config.threads)
+    torch.set_num_threads(threads)
+    model = load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress)
+    kernels = config.kernels == "auto" and cpu.describe().built
+    if kernels:
+        cpu.set_threads(threads)
+        model.store(Scheme())
+    elif config.kernels == "auto":
+        log.info("kernels: %s", cpu.describe().why)
+    ops.choose("cpu" if kernels else "reference")
+    return model

@@ -16,7 +16,7 @@ class LocalExecutor:
 
     def __init__(self, model: Decoder, *, num_blocks: int, block_size: int, max_model_len: int, max_num_seqs: int):
         spec = model.spec
-        dtype = model.embedding.weight.dtype
+        dtype = model.dtype
         kv = KVStore(spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim, dtype)
         self.capacity = Capacity(num_blocks, block_size, max_model_len)
         self.runner = ModelRunner(model, kv, max_num_seqs, max_model_len)

@@ -14,6 +14,8 @@ from tuili.layers.mlp import GatedMLP
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles, Rope
 from tuili.layers.spec import ModelSpec
+from tuili.ops.cpu import Arena
+from tuili.quant.scheme import Scheme
 
 
 class Block(nn.Module):
@@ -53,9 +55,21 @@ class Decoder(nn.Module):
 
     def prepare(self, max_len: int) -> None:
         """Make the rotary tables for positions up to ``max_len``; call before the first forward."""
-        device = self.embedding.weight.device
+        device = self.norm.weight.device
         self.rope = Rope(self.spec.rope, max_len, device)
         self.window_rope = Rope(self.spec.window_rope, max_len, device) if self.spec.window_rope else self.rope
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations and KV."""
+        return self.norm.weight.dtype
+
+    def store(self, scheme: Scheme) -> None:
+        """Keep every matrix as ``scheme`` says (``Scheme()``: in the order of the CPU kernels). Inference only."""
+        arena = Arena()
+        for module in self.modules():
+            if isinstance(module, Linear | Embedding):
+                module.store(scheme, arena)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [n] to the residual stream [n, hidden]."""
@@ -82,7 +96,6 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores [n, vocab] of the next token after each row of ``hidden`` [n, hidden], in the model's dtype."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        scores = ops.linear(hidden, weight)
+        scores = self.embedding.scores(hidden) if self.head is None else self.head(hidden)
         cap = self.spec.logit_softcap
         return scores if cap is None else ops.softcap(scores, cap)

@@ -2,12 +2,13 @@
 
 from tuili.ops.attention import causal_attention, paged_attention, write_kv
 from tuili.ops.reference import embedding, gated, linear, rms_norm, rotate, softcap
-from tuili.ops.table import Op, Sample, implement, op, table, use
+from tuili.ops.table import Op, Sample, choose, implement, op, table, use
 
 __all__ = [
     "Op",
     "Sample",
     "causal_attention",
+    "choose",
     "embedding",
     "gated",
     "implement",

@@ -70,15 +70,20 @@ def implement(name: str, backend: str) -> Callable[[Callable[P, R]], Callable[P,
     return add
 
 
-@contextmanager
-def use(backend: str) -> Iterator[None]:
-    """Run on ``backend`` where an op has it, else on the reference. Bug hunts start with ``use("reference")``."""
+def choose(backend: str) -> None:
+    """As ``use``, until something else is chosen. ConfigError for a backend that no op has."""
     known = {b for entry in table.values() for b in entry.implementations}
     if backend not in known:
         raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")
-    before = {name: entry.active for name, entry in table.items()}
     for entry in table.values():
         entry.active = entry.implementations.get(backend, entry.reference)
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run on ``backend`` where an op has it, else on the reference. Bug hunts start with ``use("reference")``."""
+    before = {name: entry.active for name, entry in table.items()}
+    choose(backend)
     try:
         yield
     finally:

@@ -1,0 +1,188 @@
+"""The op table's "cpu" implementations: check what the library takes, hand it pointers, else use the reference.
+
+What a kernel takes depends on dtypes and layouts only, never on the number of rows: choosing by size would let a
+request's neighbours change its bits (law 5).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tuili.ops.cpu import library as lib
+from tuili.ops.cpu.packed import pack
+from tuili.ops.table import implement, table
+
+CODES = {torch.float32: 0, torch.bfloat16: 1}
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+
+
+def _suits(*tensors: torch.Tensor) -> bool:
+    """All on the CPU, of one dtype that kernels take, and no gradient wanted."""
+    dtype = tensors[0].dtype
+    if dtype not in CODES or any(t.dtype != dtype or not t.is_cpu for t in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """``x`` with its last dimensions dense, so that one stride says where a row is."""
+    size = 1
+    for length, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if stride != size and length != 1:
+            return x.contiguous()
+        size *= length
+    return x
+
+
+@implement("packed_linear", "cpu")
+def packed_linear(x: torch.Tensor, tiles: torch.Tensor, outputs: int, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if not _suits(x, tiles) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
+        return table["packed_linear"].reference(x, tiles, outputs, bias)
+    x = _rows(x)
+    out = torch.empty(len(x), outputs, dtype=x.dtype)
+    lib.call(
+        "linear",
+        lib.LinearArgs(
+            *(x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
+            *(len(x), x.shape[1], outputs, x.stride(0), CODES[x.dtype]),
+        ),
+    )
+    return out
+
+
+@implement("linear", "cpu")
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Packs at every call: layers hold packed weights instead."""
+    if not _suits(x, weight) or (bias is not None and not _suits(x, bias)):
+        return table["linear"].reference(x, weight, bias)
+    return packed_linear(x, pack(weight), len(weight), bias)
+
+
+@implement("packed_embedding", "cpu")
+def packed_embedding(tiles: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
+    if not _suits(tiles) or ids.dtype != torch.int64 or not tiles.is_contiguous():
+        return table["packed_embedding"].reference(tiles, inputs, ids)
+    ids = ids.contiguous()
+    out = torch.empty(len(ids), inputs, dtype=tiles.dtype)
+    lib.call("gather", lib.GatherArgs(*(t.data_ptr() for t in (tiles, ids, out)), len(ids), inputs, CODES[out.dtype]))
+    return out
+
+
+def _quantized(
+    x: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    outputs: int,
+    bias: torch.Tensor | None,
+    bits: int,
+    group: int,
+) -> torch.Tensor:
+    x = _rows(x)
+    out = torch.empty(len(x), outputs, dtype=x.dtype)
+    tensors = (x, tiles, scales, zeros, bias, out)
+    sizes = (len(x), x.shape[1], outputs, x.stride(0), CODES[x.dtype], bits, group)
+    lib.call("quantized", lib.QuantizedArgs(*(None if t is None else t.data_ptr() for t in tensors), *sizes))
+    return out
+
+
+@implement("int8_linear", "cpu")
+def int8_linear(
+    x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, outputs: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
+        return table["int8_linear"].reference(x, tiles, scales, outputs, bias)
+    return _quantized(x, tiles, scales, None, outputs, bias, 8, 4)
+
+
+@implement("int4_linear", "cpu")
+def int4_linear(
+    x: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    outputs: int,
+    group: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
+        return table["int4_linear"].reference(x, tiles, scales, zeros, outputs, group, bias)
+    return _quantized(x, tiles, scales, zeros, outputs, bias, 4, group)
+
+
+@implement("paged_attention", "cpu")
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    if not _suits(q, k_cache, v_cache) or not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        return table["paged_attention"].reference(
+            q, k_cache, v_cache, block_table, query_start, context_len, scale, window, softcap
+        )
+    q, block_table = _rows(q), block_table if block_table.stride(1) == 1 else block_table.contiguous()
+    n, heads, dim = q.shape
+    out = torch.empty(n, heads, dim, dtype=q.dtype)
+    tensors = (q, k_cache, v_cache, out, block_table, query_start, context_len)
+    lib.call(
+        "attention",
+        lib.AttentionArgs(
+            *(t.data_ptr() for t in tensors),
+            *(len(context_len), block_table.stride(0), k_cache.shape[1], heads, k_cache.shape[2], dim, CODES[q.dtype]),
+            *(q.stride(0), window or 0, scale, softcap or 0.0),
+        ),
+    )
+    return out
+
+
+@implement("write_kv", "cpu")
+def write_kv(
+    k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+) -> None:
+    if not _suits(k, v, k_cache, v_cache) or not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        return table["write_kv"].reference(k, v, k_cache, v_cache, slots)
+    k, v = _rows(k), _rows(v)
+    row = k.shape[1] * k.shape[2]
+    pointers = (t.data_ptr() for t in (k, v, k_cache, v_cache, slots))
+    lib.call("write_kv", lib.WriteArgs(*pointers, len(k), row, k.stride(0), v.stride(0), k.dtype.itemsize))
+    return None
+
+
+@implement("rms_norm", "cpu")
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    if not _suits(x, weight) or x.dim() not in (2, 3):
+        return table["rms_norm"].reference(x, weight, eps, offset)
+    x = _rows(x)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    heads = x.shape[1] if x.dim() == 3 else 1
+    sizes = (len(x), heads, x.shape[-1], x.stride(0), CODES[x.dtype])
+    lib.call("rms_norm", lib.NormArgs(x.data_ptr(), weight.data_ptr(), out.data_ptr(), *sizes, eps, offset))
+    return out
+
+
+@implement("rotate", "cpu")
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    if not _suits(x) or not _suits(cos, sin) or cos.dtype != torch.float32:
+        return table["rotate"].reference(x, cos, sin)
+    x, cos, sin = _rows(x), cos.contiguous(), sin.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    pointers = (t.data_ptr() for t in (x, cos, sin, out))
+    lib.call("rotate", lib.RotateArgs(*pointers, *x.shape, cos.shape[-1], x.stride(0), CODES[x.dtype]))
+    return out
+
+
+@implement("gated", "cpu")
+def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
+    if not _suits(gate_up) or activation not in ACTIVATIONS:
+        return table["gated"].reference(gate_up, activation)
+    x = gate_up.contiguous()
+    rows, dim = x.shape[0], x.shape[1] // 2
+    out = torch.empty(rows, dim, dtype=x.dtype)
+    lib.call("gated", lib.GatedArgs(x.data_ptr(), out.data_ptr(), rows, dim, ACTIVATIONS[activation], CODES[x.dtype]))
+    return out

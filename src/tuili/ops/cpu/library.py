@@ -1,0 +1,117 @@
+"""The shared library of CPU kernels: found, loaded and described here; where it is missing, ``why`` says why.
+
+Built from ``src/`` by CMakeLists.txt with a plain C interface (``src/abi.h``): one struct of arguments per op.
+Calls release the GIL. Nothing here is read from the environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuili.base.errors import ConfigError
+
+PATH = Path(__file__).parent / "_kernels.so"
+
+
+def _struct(name: str, pointers: str, sizes: str, floats: str = "") -> type[ctypes.Structure]:
+    fields = [
+        *((field, c_void_p) for field in pointers.split()),
+        *((field, c_int64) for field in sizes.split()),
+        *((field, c_float) for field in floats.split()),
+    ]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+# In the order of abi.h.
+LinearArgs = _struct("LinearArgs", "x weight bias out", "rows inputs outputs x_stride dtype")
+QuantizedArgs = _struct(
+    "QuantizedArgs",
+    "x weight scales zeros bias out",
+    "rows inputs outputs x_stride dtype bits group values factors sums",
+)
+GatherArgs = _struct("GatherArgs", "weight ids out", "count inputs dtype")
+AttentionArgs = _struct(
+    "AttentionArgs",
+    "q k v out table query_start context_len",
+    "requests table_stride block_size heads kv_heads dim dtype q_stride window",
+    "scale softcap",
+)
+NormArgs = _struct("NormArgs", "x weight out", "rows heads dim x_stride dtype", "eps offset")
+RotateArgs = _struct("RotateArgs", "x cos sin out", "rows heads dim half x_stride dtype")
+GatedArgs = _struct("GatedArgs", "x out", "rows dim activation dtype")
+WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
+
+CALLS = {
+    "linear": LinearArgs,
+    "quantized": QuantizedArgs,
+    "gather": GatherArgs,
+    "attention": AttentionArgs,
+    "rms_norm": NormArgs,
+    "rotate": RotateArgs,
+    "gated": GatedArgs,
+    "write_kv": WriteArgs,
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What runs: ``isa`` is "" where nothing does, and ``why`` then says why."""
+
+    isa: str
+    threads: int
+    why: str
+
+    @property
+    def built(self) -> bool:
+        return bool(self.isa)
+
+
+def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    if not path.is_file():
+        return None, (
+            f"{path.name} was not built: the package was installed without a C++ compiler, or not on Linux x86-64. "
+            "Install g++ (12 or newer) and reinstall Tuili; until then torch computes"
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"{path} does not load ({error}); reinstall Tuili"
+    for name, struct in CALLS.items():
+        call = getattr(library, f"tuili_{name}")
+        call.argtypes, call.restype = [ctypes.POINTER(struct)], None
+    library.tuili_isa.restype = ctypes.c_char_p
+    library.tuili_use_isa.argtypes = [ctypes.c_char_p]
+    if not library.tuili_isa():
+        return None, "this CPU has neither AVX2 with FMA nor AVX-512 with VNNI and BF16; torch computes"
+    return library, ""
+
+
+library, why = _load(PATH)
+
+
+def call(name: str, args: ctypes.Structure) -> None:
+    """Run kernel ``name``; only reached where the library is there."""
+    getattr(library, f"tuili_{name}")(args)
+
+
+def describe() -> Description:
+    if library is None:
+        return Description("", 0, why)
+    return Description(library.tuili_isa().decode(), library.tuili_threads(), "")
+
+
+def set_threads(threads: int) -> None:
+    """The size of the team that computes, the caller included."""
+    if threads < 1:
+        raise ConfigError(f"threads={threads}: at least 1 thread must compute")
+    if library is not None:
+        library.tuili_set_threads(threads)
+
+
+def use_isa(name: str) -> None:
+    """Choose "avx512" or "avx2" ("" for the best there is). ConfigError where the machine has it not."""
+    if library is None or not library.tuili_use_isa(name.encode()):
+        raise ConfigError(f"isa={name!r} can not run here: {why or 'this CPU does not have it'}")

@@ -1,0 +1,172 @@
+// The C boundary: picks the instruction set, cuts each op into pieces and gives them to the team. Arguments were
+// checked by the Python side, which is the only caller.
+#include <string.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace {
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+
+const Kernels* find(const char* name) {
+    __builtin_cpu_init();
+    if (has_avx512() && (!name || !strcmp(name, "avx512"))) return avx512_kernels();
+    if (has_avx2() && (!name || !strcmp(name, "avx2"))) return avx2_kernels();
+    return nullptr;
+}
+
+const Kernels* kernels = find(nullptr);
+
+int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Rows of a cheap op are cut so that a piece is worth the claim (about 10 microseconds of work).
+template <class Body> void row_pieces(int64_t rows, int64_t elements_per_row, Body body) {
+    int64_t by = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
+    parallel(up(rows, by), [&](int64_t p) { body(p * by, std::min(by, rows - p * by)); });
+}
+
+// A product's outputs in pieces of at least four tiles (one block of registers) and up to 128 KB of weights; where that
+// makes few pieces of many rows, the rows are cut as well.
+template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t tile_bytes, Body body) {
+    int64_t team = pool_threads();
+    int64_t wide = std::min<int64_t>(131072 / std::max<int64_t>(tile_bytes, 1), up(tiles, 4 * team)) / 4 * 4;
+    wide = std::max<int64_t>(4, wide);
+    int64_t columns = up(tiles, wide), high = rows;
+    if (columns < 4 * team && rows >= 64) high = up(up(rows, up(4 * team, columns)), 24) * 24;
+    int64_t bands = up(rows, high);
+    parallel(columns * bands, [&](int64_t p) {
+        int64_t tile = p / bands * wide, row = p % bands * high;
+        body(row, std::min(high, rows - row), tile, std::min(wide, tiles - tile));
+    });
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* tuili_isa() { return kernels ? kernels->name : ""; }
+
+// Chooses another instruction set that this machine has ("" for the best); 0 if it has not.
+int tuili_use_isa(const char* name) {
+    const Kernels* found = find(*name ? name : nullptr);
+    if (found) kernels = found;
+    return found != nullptr;
+}
+
+void tuili_set_threads(int threads) { pool_resize(threads); }
+int tuili_threads() { return pool_threads(); }
+
+void tuili_linear(const LinearArgs* a) {
+    int64_t bytes = a->inputs * TILE * (a->dtype == 0 ? 4 : 2);
+    matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+        kernels->linear(*a, row, rows, tile, tiles);
+    });
+}
+
+void tuili_quantized(const QuantizedArgs* args) {
+    QuantizedArgs a = *args;
+    int64_t inputs = up(a.inputs, a.group) * a.group, groups = a.bits == 8 ? 1 : inputs / a.group;
+    char* room = (char*)scratch(4, a.rows * (inputs + 4 * groups + 4) + 128);
+    a.factors = (float*)room;
+    a.sums = (int32_t*)(a.factors + a.rows);
+    a.values = (int8_t*)(a.sums + a.rows * groups);
+    row_pieces(a.rows, a.inputs, [&](int64_t row, int64_t rows) { kernels->quantize(a, row, rows); });
+    matmul_pieces(a.rows, up(a.outputs, TILE), inputs * TILE * a.bits / 8, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+        kernels->quantized(a, row, rows, tile, tiles);
+    });
+}
+
+void tuili_gather(const GatherArgs* a) {
+    row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) {
+        for (int64_t i = first; i < first + count; i++) {
+            int64_t tile = a->ids[i] / TILE, lane = a->ids[i] % TILE;
+            if (a->dtype == 0) {
+                const float* w = (const float*)a->weight + tile * a->inputs * TILE + lane;
+                float* out = (float*)a->out + i * a->inputs;
+                for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k * TILE];
+            } else {
+                int64_t pairs = up(a->inputs, 2);
+                const uint16_t* w = (const uint16_t*)a->weight + tile * pairs * 2 * TILE + lane * 2;
+                uint16_t* out = (uint16_t*)a->out + i * a->inputs;
+                for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k / 2 * 2 * TILE + k % 2];
+            }
+        }
+    });
+}
+
+void tuili_attention(const AttentionArgs* a) {
+    int64_t group = a->heads / a->kv_heads, block = std::max<int64_t>(1, BLOCK_ROWS / group), team = pool_threads();
+    auto begin = [&](int64_t key) { return a->window ? std::max<int64_t>(0, key - a->window + 1) : 0; };
+    std::vector<AttentionItem> items, pieces;
+    for (int64_t r = 0; r < a->requests; r++) {
+        int64_t queries = a->query_start[r + 1] - a->query_start[r], before = a->context_len[r] - queries;
+        for (int64_t first = 0; first < queries; first += block) {
+            int64_t count = std::min(block, queries - first), end = before + first + count;
+            items.push_back({r, 0, 1, first, count, begin(before + first) / PARTITION, up(end, PARTITION), nullptr});
+        }
+    }
+    // Few pieces: the partitions are shared out too. Few rows per key: heads together, which lie side by side in memory.
+    int64_t parts = 0, floats = 0;
+    for (auto& i : items) parts += i.parts - i.part;
+    bool split = (int64_t)items.size() * a->kv_heads < 4 * team;
+    int64_t spans = 1, wanted = split ? parts : (int64_t)items.size();
+    if (a->query_start[a->requests] * group < 8 * a->requests)
+        for (spans = a->kv_heads; spans % 2 == 0 && wanted * (a->kv_heads / spans) < 2 * team;) spans /= 2;
+    int64_t count = items.size();
+    for (int64_t n = 0; n < count; n++)
+        for (int64_t h = spans; h < a->kv_heads; h += spans) {
+            items.push_back(items[n]);
+            items.back().kv_head = h;
+        }
+    for (auto& i : items) {
+        i.spans = spans;
+        if (split && i.parts - i.part > 1) floats += (i.parts - i.part) * spans * state_floats(i.queries * group, a->dim);
+    }
+    float* state = floats ? (float*)scratch(3, floats * 4) : nullptr;
+    for (auto& i : items) {
+        if (!split || i.parts - i.part == 1) {
+            pieces.push_back(i);
+            continue;
+        }
+        i.state = state;
+        int64_t size = spans * state_floats(i.queries * group, a->dim);
+        for (int64_t p = i.part; p < i.parts; p++, state += size)
+            pieces.push_back({i.request, i.kv_head, spans, i.first, i.queries, p, p + 1, state});
+    }
+    parallel(pieces.size(), [&](int64_t p) { kernels->attention(*a, pieces[p]); });
+    for (auto& i : items)
+        if (i.state) kernels->merge(*a, i);
+}
+
+void tuili_rms_norm(const NormArgs* a) {
+    row_pieces(a->rows * a->heads, a->dim, [&](int64_t row, int64_t rows) { kernels->rms_norm(*a, row, rows); });
+}
+
+void tuili_rotate(const RotateArgs* a) {
+    row_pieces(a->rows, a->heads * a->dim, [&](int64_t row, int64_t rows) { kernels->rotate(*a, row, rows); });
+}
+
+void tuili_gated(const GatedArgs* a) {
+    row_pieces(a->rows, a->dim * 2, [&](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
+}
+
+void tuili_write_kv(const WriteArgs* a) {
+    int64_t bytes = a->row * a->element_bytes;
+    for (int64_t i = 0; i < a->count; i++) {
+        memcpy((char*)a->k_cache + a->slots[i] * bytes, (const char*)a->k + i * a->k_stride * a->element_bytes, bytes);
+        memcpy((char*)a->v_cache + a->slots[i] * bytes, (const char*)a->v + i * a->v_stride * a->element_bytes, bytes);
+    }
+}
+}
+#pragma GCC visibility pop

@@ -1,0 +1,49 @@
+// The kernels of one instruction set, as a table that cpuid chooses at load. Each works on a share of its op; every
+// (row, output) is made by the same instructions whatever the share (law 5).
+#pragma once
+#include "abi.h"
+
+// One piece of attention: `queries` of request `request` from its `first` on, KV heads [kv_head, kv_head + spans),
+// partitions [part, parts).
+struct AttentionItem {
+    int64_t request, kv_head, spans, first, queries, part, parts;
+    float* state;  // where a split item leaves its partitions' partial sums; null: it writes the output itself
+};
+
+struct Kernels {
+    const char* name;
+    int64_t row_tile;  // rows that the matmul makes at once: cut pieces at multiples
+    void (*linear)(const LinearArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
+    void (*quantize)(const QuantizedArgs&, int64_t row, int64_t rows);
+    void (*quantized)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
+    void (*attention)(const AttentionArgs&, const AttentionItem&);
+    void (*merge)(const AttentionArgs&, const AttentionItem&);
+    void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
+    void (*rotate)(const RotateArgs&, int64_t row, int64_t rows);
+    void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
+};
+
+const Kernels* avx512_kernels();
+const Kernels* avx2_kernels();
+
+constexpr int64_t TILE = 16;          // outputs per weight tile
+constexpr int64_t KEY_TILE = 64;      // keys attended at once
+constexpr int64_t PARTITION = 512;    // keys summed before partial results are merged, in order
+constexpr int64_t BLOCK_ROWS = 48;    // query heads that share a pass over the keys
+
+// Floats of one partition's partial result: per row its sums, maximum and total.
+inline int64_t state_floats(int64_t rows, int64_t dim) { return rows * ((dim + 15) / 16 * 16 + 16); }
+
+// call(1) .. call(6) by the number of rows: a kernel has one body per height of its block.
+#define EACH_HEIGHT(rows, call)          \
+    switch (rows) {                      \
+        case 1: call(1); break;          \
+        case 2: call(2); break;          \
+        case 3: call(3); break;          \
+        case 4: call(4); break;          \
+        case 5: call(5); break;          \
+        default: call(6); break;         \
+    }
+
+// This thread's scratch memory, at least `bytes`, 64-byte aligned, valid until the next call with the same slot.
+void* scratch(int slot, int64_t bytes);

@@ -1,0 +1,84 @@
+#include "linear.h"
+
+namespace {
+
+// A view of x whose rows can be read a step at a time: padded to whole pairs, and widened where there are no pairs.
+struct Rows {
+    const char* at;
+    int64_t stride;  // bytes
+};
+
+Rows prepare(Float, const LinearArgs& a, int64_t row, int64_t) {
+    return {(const char*)a.x + row * a.x_stride * 4, a.x_stride * 4};
+}
+
+Rows prepare(Half, const LinearArgs& a, int64_t row, int64_t rows) {
+    const uint16_t* x = (const uint16_t*)a.x + row * a.x_stride;
+    int64_t padded = Half::steps(a.inputs) * 2;
+    if (PAIRS && padded == a.inputs) return {(const char*)x, a.x_stride * 2};
+    if (PAIRS) {
+        uint16_t* out = (uint16_t*)scratch(0, rows * padded * 2);
+        for (int64_t r = 0; r < rows; r++) {
+            memcpy(out + r * padded, x + r * a.x_stride, a.inputs * 2);
+            out[r * padded + a.inputs] = 0;
+        }
+        return {(const char*)out, padded * 2};
+    }
+    int64_t wide = (padded + 15) / 16 * 16;
+    float* out = (float*)scratch(0, rows * wide * 4);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < a.inputs; i += LANES)
+            store(out + r * wide + i, load(x + r * a.x_stride + i, a.inputs - i));
+    return {(const char*)out, wide * 4};
+}
+
+template <class Kind, int M, int N>
+void tiles_of(const LinearArgs& a, Rows x, int64_t row, int64_t tile, int64_t steps) {
+    using T = typename Kind::Storage;
+    F sum[M][N];
+    EACH(m, M)
+        EACH(n, N) sum[m][n] = zero();
+    int64_t bytes = steps * STEP;
+    block<Kind>(sum, x.at, x.stride, (const char*)a.weight + tile * bytes, bytes, steps);
+    EACH(n, N) {
+        int64_t column = (tile + n) * TILE, left = a.outputs - column;
+        F bias = a.bias ? load((const T*)a.bias + column, left) : zero();
+        EACH(m, M) store((T*)a.out + (row + m) * a.outputs + column, sum[m][n] + bias, left);
+    }
+}
+
+template <class Kind, int M> void columns(const LinearArgs& a, Rows x, int64_t row, int64_t tile, int64_t tiles) {
+    int64_t steps = Kind::steps(a.inputs), n = 0;
+    for (; n + COLUMNS <= tiles; n += COLUMNS) tiles_of<Kind, M, COLUMNS>(a, x, row, tile + n, steps);
+    for (; n < tiles; n++) tiles_of<Kind, M, 1>(a, x, row, tile + n, steps);
+}
+
+template <class Kind> void some_rows(const LinearArgs& a, Rows x, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    switch (rows) {
+        case 1: return columns<Kind, 1>(a, x, row, tile, tiles);
+        case 2: return columns<Kind, 2>(a, x, row, tile, tiles);
+        case 3: return columns<Kind, 3>(a, x, row, tile, tiles);
+        case 4: return columns<Kind, 4>(a, x, row, tile, tiles);
+        case 5: return columns<Kind, 5>(a, x, row, tile, tiles);
+        case 6: return columns<Kind, 6>(a, x, row, tile, tiles);
+    }
+}
+
+template <class Kind> void linear(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    int64_t blocks = (rows + ROWS - 1) / ROWS;
+    for (int64_t b = 0; b < blocks; b++) {  // blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2
+        int64_t from = row + rows * b / blocks, to = row + rows * (b + 1) / blocks;
+        some_rows<Kind>(a, prepare(Kind{}, a, from, to - from), from, to - from, tile, tiles);
+    }
+}
+
+}  // namespace
+
+#define LINEAR_(isa) linear_##isa
+#define LINEAR(isa) LINEAR_(isa)
+void LINEAR(TUILI_ISA)(const LinearArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    if (a.dtype == 0)
+        linear<Float>(a, row, rows, tile, tiles);
+    else
+        linear<Half>(a, row, rows, tile, tiles);
+}

@@ -1,0 +1,27 @@
+// The table of this instruction set's kernels.
+#include "kernels.h"
+#include "simd.h"
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+void JOIN(linear, TUILI_ISA)(const LinearArgs&, int64_t, int64_t, int64_t, int64_t);
+void JOIN(quantize, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t);
+void JOIN(quantized, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t, int64_t, int64_t);
+void JOIN(attention, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
+void JOIN(merge, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
+void JOIN(rms_norm, TUILI_ISA)(const NormArgs&, int64_t, int64_t);
+void JOIN(rotate, TUILI_ISA)(const RotateArgs&, int64_t, int64_t);
+void JOIN(gated, TUILI_ISA)(const GatedArgs&, int64_t, int64_t);
+
+const Kernels* JOIN(TUILI_ISA, kernels)() {
+    static constexpr Kernels table = {
+        TEXT(TUILI_ISA),           ROWS,
+        JOIN(linear, TUILI_ISA),   JOIN(quantize, TUILI_ISA),  JOIN(quantized, TUILI_ISA),
+        JOIN(attention, TUILI_ISA), JOIN(merge, TUILI_ISA),
+        JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
+    };
+    return &table;
+}

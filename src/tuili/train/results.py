@@ -1,0 +1,67 @@
+"""What a run came to, in numbers: the only source of the model card and of results.json."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from tuili.train import data
+from tuili.train.run import Run, prepared
+from tuili.train.sample import answer
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Results of the run as it stands: losses on every held-out document, samples, tokens, time and machine."""
+    with prepared(run.device):
+        loss = run.evaluate()
+        generator = torch.Generator().manual_seed(run.recipe.train.seed)
+        model = run.team.replicas[0].model
+        limit = run.recipe.report.sample_tokens
+        samples = {p: answer(model, run.tokenizer, p, limit, generator) for p in run.recipe.report.sample_prompts}
+    recipe = asdict(run.recipe)
+    for table in (recipe["data"], recipe["tokenizer"]):
+        table["path"] = Path(table["path"]).name
+    held_out = data.held_out(run.held_out, len(run.held_out.documents))
+    learned = sum(b.learned for b in held_out)
+    size = sum(byte_count(run.tokenizer, b.targets) for b in held_out)
+    return {
+        "name": run.recipe.name,
+        "parameters": sum(w.numel() for w in run.master.values()),
+        "training_documents": len(run.stories.documents),
+        "training_tokens_per_epoch": run.stories.tokens(),
+        "held_out_documents": len(held_out),
+        "held_out_tokens": learned,
+        "held_out_bytes": size,
+        "loss_per_token": loss,
+        "perplexity_per_token": math.exp(loss),
+        "bits_per_byte": loss * learned / size / math.log(2),
+        "perplexity_per_byte": math.exp(loss * learned / size),
+        **asdict(run.progress),
+        "machine": machine(run.device, len(run.team.replicas)),
+        "samples": samples,
+        "recipe": recipe,
+    }
+
+
+def byte_count(tokenizer: Tokenizer, targets: torch.Tensor) -> int:
+    """Bytes of text that the learned ids of ``targets`` stand for; special tokens stand for none."""
+    ids = [t for t in targets.tolist() if t >= 0]
+    return len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+
+
+def machine(device: torch.device, workers: int) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next(
+            (li.split(":")[1].strip() for li in cpuinfo.read_text().splitlines() if li.startswith("model name")), name
+        )
+    return f"{name}, {workers} threads"

@@ -1,0 +1,189 @@
+"""The C++ kernels against their references: every sample, every instruction set of this machine, odd shapes, teams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tuili import ops
+from tuili.base.errors import ConfigError
+from tuili.ops import cpu
+from tuili.ops.cpu.packed import shape
+from tuili.ops.samples import paged, randn
+
+DTYPES = [torch.float32, torch.bfloat16]
+needs_library = pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(params=["avx512", "avx2"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    try:
+        cpu.use_isa(request.param)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    yield request.param
+    cpu.use_isa("")
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    cpu.set_threads(request.param)
+    yield request.param
+    cpu.set_threads(1)
+
+
+def close(have: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> None:
+    assert have.shape == want.shape
+    assert have.dtype == want.dtype
+    assert torch.isfinite(have).all()
+    scale = max(1.0, float(want.float().abs().max()))
+    assert float((have.float() - want.float()).abs().max()) <= (1e-5 if dtype == torch.float32 else 2**-7) * scale
+
+
+# Packing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(1, 1), (16, 2), (17, 3), (41, 37), (96, 64), (1000, 129)], ids=str)
+def test_packing_is_a_bijection(size: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = randn(generator(), *size, dtype=dtype)
+    tiles = cpu.pack(weight)
+    assert tuple(tiles.shape) == shape(*size, dtype)
+    assert torch.equal(cpu.unpack(tiles, *size), weight)
+    assert int((tiles != 0).sum()) == int((weight != 0).sum())  # the rest is padding, and zero
+
+
+def test_arena_keeps_tensors_apart_and_alive() -> None:
+    arena = cpu.Arena()
+    tensors = [arena.empty((n, 3), torch.bfloat16).fill_(n) for n in (1, 7, 5000, 40_000_000 // 6, 2)]
+    del arena
+    for tensor, n in zip(tensors, (1, 7, 5000, 40_000_000 // 6, 2), strict=True):
+        assert tensor.data_ptr() % 64 == 0
+        assert float(tensor[0, 0]) == float(tensor[-1, -1]) == float(torch.tensor(n).bfloat16())
+
+
+# Against the references -----------------------------------------------------------------------------------------------
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("entry", "sample"),
+    [
+        pytest.param(entry, sample, id=f"{entry.name}-{sample.name}")
+        for entry in ops.table.values()
+        if "cpu" in entry.implementations
+        for sample in entry.samples()
+    ],
+)
+def test_every_sample(entry: ops.Op, sample: ops.Sample, isa: str, threads: int) -> None:
+    results = []
+    for function in (entry.reference, entry.implementations["cpu"]):
+        args, kwargs = sample.make(generator())
+        out = function(*args, **kwargs)
+        results.append([*([] if out is None else [out]), *(a for a in args if isinstance(a, torch.Tensor))])
+    dtype = torch.bfloat16 if sample.name.endswith("16") else torch.float32
+    for want, have in zip(*results, strict=True):
+        close(have, want, dtype)
+
+
+SIZES = [(1, 1, 1), (2, 3, 17), (5, 33, 15), (7, 64, 65), (13, 127, 129), (31, 515, 50), (100, 96, 200)]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_linear_of_odd_sizes_and_strides(size: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
+    rows, inputs, outputs = size
+    g = generator()
+    wide = randn(g, rows, inputs + 5, dtype=dtype)
+    x, weight = wide[:, 3 : 3 + inputs], randn(g, outputs, inputs, dtype=dtype) / inputs**0.5
+    bias = randn(g, outputs, dtype=dtype)
+    with ops.use("cpu"):
+        have = cpu.packed_linear(x, cpu.pack(weight), outputs, bias)
+    close(have, ops.linear.reference(x, weight, bias), dtype)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [8, 24, 40, 64, 80, 128, 256])
+@pytest.mark.parametrize("kind", [{}, {"window": 40}, {"softcap": 15.0}], ids=str)
+def test_attention_of_every_head_size(kind: dict[str, Any], dim: int, dtype: torch.dtype, isa: str) -> None:
+    args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim)
+    with ops.use("cpu"):
+        have = ops.paged_attention(*args, dim**-0.5, **kind)
+    close(have, ops.paged_attention.reference(*args, dim**-0.5, **kind), dtype)
+
+
+@needs_library
+def test_not_a_number_stays_in_its_row(isa: str) -> None:
+    q, k, v, *rest = paged(generator(), torch.float32, [1, 5], [40, 90], 4, 2, 32)
+    with ops.use("cpu"):
+        expected = ops.paged_attention(q, k, v, *rest, 0.2)
+        q[0] = torch.nan
+        have = ops.paged_attention(q, k, v, *rest, 0.2)
+    assert torch.isnan(have[0]).all()
+    assert torch.equal(have[1:], expected[1:])
+
+
+# Invariance, bit for bit ----------------------------------------------------------------------------------------------
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(64, 96), (37, 41), (512, 200), (256, 1000)], ids=str)
+def test_linear_rows_do_not_see_their_batch(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None:
+    g = generator()
+    x, weight = randn(g, 300, size[0], dtype=dtype), cpu.pack(randn(g, size[1], size[0], dtype=dtype))
+    with ops.use("cpu"):
+        whole = cpu.packed_linear(x, weight, size[1])
+        for threads in (1, 2, 3):
+            cpu.set_threads(threads)
+            for count in (1, 2, 3, 5, 6, 7, 8, 12, 13, 64, 65, 300):
+                for first in {0, 1, 300 - count} if count < 300 else {0}:
+                    part = slice(first, first + count)
+                    assert torch.equal(cpu.packed_linear(x[part], weight, size[1]), whole[part])
+        cpu.set_threads(1)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=str)
+@pytest.mark.parametrize("kind", [{}, {"window": 100}, {"softcap": 15.0}], ids=str)
+def test_attention_does_not_see_chunks_batch_or_team(
+    kind: dict[str, Any], heads: tuple[int, int], dtype: torch.dtype, isa: str
+) -> None:
+    contexts = [1100, 30, 513, 64]
+    q, k, v, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48)
+    with ops.use("cpu"):
+        cpu.set_threads(2)
+        whole = ops.paged_attention(q, k, v, table, start, lengths, 0.15, **kind)
+        for threads in (1, 3):
+            cpu.set_threads(threads)
+            for r, context in enumerate(contexts):
+                for size in (1, 7, 64, 200):
+                    for end in sorted({size, context // 2, context - 1, context}):
+                        if not size <= end <= context:
+                            continue
+                        rows = slice(int(start[r]) + end - size, int(start[r]) + end)
+                        bounds, length = torch.tensor([0, size]), torch.tensor([end])
+                        have = ops.paged_attention(q[rows], k, v, table[r : r + 1], bounds, length, 0.15, **kind)
+                        assert torch.equal(have, whole[rows]), f"request {r}, {size} queries to {end}"
+        cpu.set_threads(1)
+
+
+def test_describe_says_what_runs() -> None:
+    about = cpu.describe()
+    assert about.built == bool(about.isa)
+    assert about.built or "torch computes" in about.why or "reinstall" in about.why
+    if about.built:
+        with pytest.raises(ConfigError, match="isa='sse'"):
+            cpu.use_isa("sse")
+    with pytest.raises(ConfigError, match="threads=0"):
+        cpu.set_threads(0)

@@ -1,0 +1,127 @@
+"""Every weight format: its matmul means its dequantized matrix, packing loses nothing, rows do not see their batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tuili import ops
+from tuili.base.errors import ConfigError
+from tuili.ops import cpu
+from tuili.ops.cpu.integer import (
+    by_output,
+    by_tile,
+    int8_linear,
+    pack_int4,
+    pack_int8,
+    round_rows,
+    unpack_int4,
+    unpack_int8,
+)
+from tuili.quant.rounding import round_int4, round_int8
+from tuili.quant.scheme import Scheme
+from tuili.quant.weight import Weight, formats
+
+SCHEMES = [
+    Scheme(),
+    Scheme("int8"),
+    *(Scheme("int4", group, symmetric) for group in (32, 64, 128) for symmetric in (True, False)),
+]
+DTYPES = [torch.float32, torch.bfloat16]
+SIZES = [(96, 256), (41, 100), (16, 33)]
+
+
+def matrix(out: int, into: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(out, into, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def backends() -> list[str]:
+    return ["reference", "cpu"] if cpu.describe().built else ["reference"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+class TestWeight:
+    def test_matmul_means_the_dequantized_matrix(
+        self, size: tuple[int, int], dtype: torch.dtype, scheme: Scheme
+    ) -> None:
+        weight = Weight.of(matrix(*size, dtype), scheme, cpu.Arena())
+        x, bias = matrix(9, size[1], dtype, 1), matrix(1, size[0], dtype, 2)[0]
+        rounded = x.float()
+        if scheme.format != "dense":
+            codes, factor = round_rows(x)
+            rounded = codes * factor
+        expected = rounded @ weight.dequant().float().T + bias.float()
+        for backend in backends():
+            with ops.use(backend):
+                have = weight.matmul(x, bias)
+            assert have.dtype == dtype
+            # In bfloat16 the dequantized weight was itself rounded, by one part in 512.
+            loose = 1e-5 if dtype == torch.float32 else 2**-7
+            assert float((have.float() - expected).abs().max()) <= loose * float(expected.abs().max())
+
+    def test_rows_are_those_of_the_matrix(self, size: tuple[int, int], dtype: torch.dtype, scheme: Scheme) -> None:
+        weight = Weight.of(matrix(*size, dtype), scheme, cpu.Arena())
+        ids = torch.tensor([0, size[0] - 1, 7, 7, 3])
+        for backend in backends():
+            with ops.use(backend):
+                assert torch.equal(weight.rows(ids), weight.dequant()[ids])
+
+    def test_rows_do_not_see_their_batch(self, size: tuple[int, int], dtype: torch.dtype, scheme: Scheme) -> None:
+        weight = Weight.of(matrix(*size, dtype), scheme, cpu.Arena())
+        x = matrix(130, size[1], dtype, 3)
+        with ops.use(backends()[-1]):
+            whole = weight.matmul(x)
+            for count in (1, 2, 3, 4, 6, 7, 13, 64):
+                for first in (0, 1, 130 - count):
+                    part = slice(first, first + count)
+                    assert torch.equal(weight.matmul(x[part].clone()), whole[part])
+
+
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+def test_int8_kernel_equals_its_reference_to_the_bit() -> None:
+    codes = round_int8(matrix(77, 515, torch.float32))
+    x = matrix(11, 515, torch.float32, 1)
+    assert codes.scales is not None
+    args = (x, pack_int8(codes.values), codes.scales[:, 0].contiguous(), 77)
+    for isa in ("avx512", "avx2"):
+        try:
+            cpu.use_isa(isa)
+        except ConfigError:
+            continue
+        assert torch.equal(int8_linear.implementations["cpu"](*args), int8_linear.reference(*args))
+    cpu.use_isa("")
+
+
+@pytest.mark.parametrize("size", [(16, 8), (41, 100), (1, 33)], ids=str)
+def test_integer_packing_is_a_bijection(size: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    eight = torch.randint(-127, 128, size, generator=g, dtype=torch.int8)
+    assert torch.equal(unpack_int8(pack_int8(eight), *size), eight)
+    four = torch.randint(0, 16, size, generator=g, dtype=torch.uint8)
+    assert torch.equal(unpack_int4(pack_int4(four, 32), *size), four)
+    numbers = torch.rand(size, generator=g)
+    assert torch.equal(by_output(by_tile(numbers), size[0]), numbers)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_errs_by_half_a_step(symmetric: bool) -> None:
+    weight = matrix(64, 256, torch.float32)
+    weight[3] = 0
+    four = round_int4(weight, 32, symmetric)
+    assert four.scales is not None
+    scale = four.scales.float().repeat_interleave(32, 1)
+    zero = 8.0 if four.zeros is None else four.zeros.float().repeat_interleave(32, 1)
+    error = ((four.values.float() - zero) * scale - weight).abs()
+    assert float((error / scale).max()) <= (0.51 if symmetric else 1.01)  # a rounded zero point may cost another half
+    eight = round_int8(weight)
+    assert eight.scales is not None
+    assert float(((eight.values * eight.scales - weight).abs() / eight.scales).max()) <= 0.501
+
+
+def test_an_unknown_format_or_group_is_named() -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        formats.get("int9")
+    with pytest.raises(ConfigError, match="group=48"):
+        Weight.of(matrix(16, 96, torch.float32), Scheme("int4", 48), cpu.Arena())

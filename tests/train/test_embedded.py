@@ -1,0 +1,112 @@
+"""The models that ship: they load everywhere, are as small as promised, and predict stories that they never saw."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import tuili
+from tuili.layers.decoder import Decoder
+from tuili.models.checkpoint import open_checkpoint
+from tuili.models.weights import load_model
+from tuili.train import data, loss
+from tuili.train.corpus import Document
+from tuili.train.sample import generate
+from tuili.train.tokenizer import END, START
+
+EMBEDDED = Path(tuili.__file__).parent / "embedded"
+MODELS = ("target", "draft")
+#: Ten of the held-out documents (data/SOURCES: erikhyrkas/snakes, MIT).
+HELD_OUT = [Document(**d) for d in json.loads((Path(__file__).parent / "held_out.json").read_text())]
+OWN_PROMPTS = [d.prompt for d in HELD_OUT]
+
+
+def load(name: str) -> tuple[Decoder, Tokenizer]:
+    model = load_model(open_checkpoint(EMBEDDED / name), "float32", 1536)
+    return model, Tokenizer.from_file(str(EMBEDDED / name / "tokenizer.json"))
+
+
+@torch.no_grad()
+def nats_per_token(name: str, prompts: list[str]) -> float:
+    """Loss of the held-out stories as answers to ``prompts``."""
+    model, tokenizer = load(name)
+    total, count = 0.0, 0
+    for document, asked in zip(HELD_OUT, prompts, strict=True):
+        prompt = tokenizer.encode(f"{START}user\n{asked}{END}\n{START}assistant\n").ids
+        batch = data.join([(prompt + tokenizer.encode(document.text + END).ids, len(prompt))])
+        hidden = model(model.embed(batch.ids), batch, None)
+        total += loss.cross_entropy(hidden, model.embedding.weight, batch.targets).item()
+        count += batch.learned
+    return total / count
+
+
+def test_the_documents_are_held_out() -> None:
+    assert len(HELD_OUT) == 10
+    assert all(d.held_out for d in HELD_OUT)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_card_and_results_are_of_these_weights(name: str) -> None:
+    model, tokenizer = load(name)
+    results = json.loads((EMBEDDED / name / "results.json").read_text())
+    assert results["parameters"] == sum(p.numel() for p in model.parameters())
+    assert f"{results['loss_per_token']:.4f}" in (EMBEDDED / name / "MODEL_CARD.md").read_text()
+    assert (EMBEDDED / name / "model.safetensors").stat().st_size <= 25 * 2**20
+    assert tokenizer.get_vocab_size() == model.spec.vocab_size
+    # The ten documents are a sample of the 118 that the results speak of.
+    assert nats_per_token(name, OWN_PROMPTS) == pytest.approx(results["loss_per_token"], abs=0.3)
+
+
+def test_the_target_predicts_better_than_the_draft_and_both_better_than_chance() -> None:
+    target, draft = (nats_per_token(name, OWN_PROMPTS) for name in MODELS)
+    assert target < draft - 0.2
+    assert draft < math.log(4096) / 2
+
+
+def test_the_draft_is_a_tenth_at_most_and_shares_the_tokenizer() -> None:
+    sizes = [sum(p.numel() for p in load(name)[0].parameters()) for name in MODELS]
+    assert 5e6 <= sizes[0] <= 15e6
+    assert sizes[1] <= sizes[0] / 10
+    first, second = ((EMBEDDED / name / "tokenizer.json").read_bytes() for name in MODELS)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_agrees_token_for_token(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, _ = load(name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(EMBEDDED / name, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED / name)
+    chat = [{"role": "user", "content": "Tell a bedtime story about a dragon who is afraid of the dark."}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    got = generate(model, ids, 48, 0.0, 1.0, torch.Generator())
+    want = theirs.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)[0, len(ids) :].tolist()
+    assert got == want
+
+
+def test_the_target_tells_what_was_asked() -> None:
+    """A held-out story is likelier after its own prompt than after another's of its kind; a name asked for is told."""
+    swapped = [OWN_PROMPTS[i ^ 1] for i in range(len(OWN_PROMPTS))]
+    assert nats_per_token("target", OWN_PROMPTS) < nats_per_token("target", swapped) - 0.02
+    model, tokenizer = load("target")
+    for name in ("Hilda", "Otto"):
+        ids = tokenizer.encode(f"{START}user\nTell me a story about a child named {name}.{END}\n{START}assistant\n").ids
+        assert name in tokenizer.decode(generate(model, ids, 40, 0.0, 1.0, torch.Generator()))
+
+
+def test_documents_of_a_batch_do_not_see_each_other() -> None:
+    """Documents of one batch do not see each other: the loss of a batch is that of its documents."""
+    model, tokenizer = load("draft")
+    rows = [(tokenizer.encode(d.text[:200]).ids, 1) for d in HELD_OUT[:3]]
+    batch = data.join(rows)
+    with torch.no_grad():
+        together = model(model.embed(batch.ids), batch, None)
+        for row, (a, b) in zip(rows, pairwise(batch.starts), strict=True):
+            alone = data.join([row])
+            torch.testing.assert_close(together[a:b], model(model.embed(alone.ids), alone, None), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,158 @@
+"""A whole tiny run: it learns, resumes bit for bit, and exports what other tools load."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from tuili.base.errors import ConfigError
+from tuili.layers.decoder import Decoder
+from tuili.models.checkpoint import open_checkpoint
+from tuili.models.weights import load_model
+from tuili.train import pretrain
+from tuili.train.batch import TrainBatch
+from tuili.train.checkpoint import Progress
+from tuili.train.export import model_spec
+from tuili.train.loop import StepReport
+from tuili.train.recipe import Recipe
+from tuili.train.report import Reporter
+from tuili.train.run import Diverged, Run, open_run, prepared
+
+
+@pytest.fixture(scope="module")
+def finished(archive: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    run = open_run(recipe, archive, tmp_path_factory.mktemp("run"), "cpu", False)
+    pretrain.complete(run)
+    return run
+
+
+def test_it_learns(finished: Run) -> None:
+    steps = [json.loads(line) for line in (finished.out / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps] == [*range(1, 9), 8]
+    assert steps[0]["loss"] == pytest.approx(torch.tensor(400.0).log().item(), abs=0.3)
+    assert steps[-1]["held_out_loss"] < steps[0]["loss"] - 1
+    results = json.loads((finished.out / "model" / "results.json").read_text())
+    assert results["loss_per_token"] == steps[-1]["held_out_loss"]
+    assert results["tokens"] == steps[-2]["tokens"]
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
+    finished: Run, archive: Path, recipe: Recipe, tmp_path: Path, stop: int
+) -> None:
+    first = open_run(recipe, archive, tmp_path, "cpu", False)
+    with prepared(first.device):
+        for _ in range(stop):
+            first.step()
+    first.save()
+    resumed = open_run(recipe, archive, tmp_path, "cpu", True)
+    with Reporter(tmp_path, 1) as reporter:
+        pretrain.train(resumed, reporter)
+    states = [load_file(run.out / "checkpoint" / "state.safetensors") for run in (finished, resumed)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    progress = [replace(run.progress, seconds=0.0) for run in (finished, resumed)]
+    assert progress[0] == progress[1]
+
+
+class Interrupting(Reporter):
+    """Presses Ctrl-C during the third step."""
+
+    def step(self, progress: Progress, report: StepReport, lr: float, done: float) -> None:
+        super().step(progress, report, lr, done)
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_saves_after_the_step_and_leaves(archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(recipe, archive, tmp_path, "cpu", False)
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupting(tmp_path, 1) as reporter, pytest.raises(KeyboardInterrupt):
+        pretrain.train(run, reporter)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert open_run(recipe, archive, tmp_path, "cpu", True).progress == run.progress
+    assert run.progress.step == 3
+
+
+def test_by_the_clock_a_run_ends_on_time(archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+    timed = replace(recipe, train=replace(recipe.train, steps=0, minutes=2 / 60))
+    run = open_run(timed, archive, tmp_path, "cpu", False)
+    with Reporter(tmp_path, 0.5) as reporter:
+        pretrain.train(run, reporter)
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-2]["seconds"] <= 2 <= run.progress.seconds
+    assert steps[-1]["lr"] < 0.5 * recipe.train.lr
+
+
+def test_a_checkpoint_is_not_overwritten_and_must_fit(finished: Run, archive: Path, recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="holds a checkpoint; go on with --resume"):
+        open_run(recipe, archive, finished.out, "cpu", False)
+    other = replace(recipe, train=replace(recipe.train, optimizer="adamw"))
+    with pytest.raises(ConfigError, match="another model or optimizer"):
+        open_run(other, archive, finished.out, "cpu", True)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        open_run(recipe, archive, finished.out / "model", "cpu", True)
+    with pytest.raises(ConfigError, match="unknown device 'tpu'"):
+        open_run(recipe, archive, finished.out, "tpu", True)
+
+
+def test_divergence_is_told(archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(recipe, archive, tmp_path, "cpu", False)
+    run.master["embedding.weight"].fill_(torch.nan)
+    with pytest.raises(Diverged, match=r"lower train\.lr"):
+        run.step()
+
+
+def test_transformers_and_our_loader_give_the_trained_logits(finished: Run) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = finished.out / "model"
+    ids = torch.arange(3, 60)
+    batch = TrainBatch(ids, ids, torch.arange(len(ids)), (0, len(ids)))
+    rounded = {n: w.bfloat16().float() for n, w in finished.master.items()}
+    trained = Decoder(model_spec(finished.recipe))
+    trained.prepare(160)
+    trained.load_state_dict(rounded)
+    loaded = load_model(open_checkpoint(folder), "float32", 160)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        want = theirs(ids[None]).logits[0]
+        for model in (trained, loaded):
+            torch.testing.assert_close(model.logits(model(model.embed(ids), batch, None)), want, rtol=1e-4, atol=1e-4)
+    assert theirs.generation_config.eos_token_id == [2, 0]
+    assert theirs.dtype == torch.float32
+    assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_the_card_says_what_the_results_say(finished: Run) -> None:
+    results = json.loads((finished.out / "model" / "results.json").read_text())
+    written = (finished.out / "model" / "MODEL_CARD.md").read_text()
+    for number in (
+        f"{results['loss_per_token']:.4f}",
+        f"{results['bits_per_byte']:.4f}",
+        f"{results['tokens']:,}",
+        f"{results['parameters']:,}",
+    ):
+        assert number in written
+    assert "/" not in results["recipe"]["data"]["path"]
+
+
+def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+    draft = replace(recipe, tokenizer=replace(recipe.tokenizer, path=str(finished.out / "model")))
+    run = open_run(draft, archive, tmp_path, "cpu", False)
+    assert run.tokenizer.to_str() == Tokenizer.from_file(str(finished.out / "tokenizer.json")).to_str()
+    absent = replace(recipe, tokenizer=replace(recipe.tokenizer, path=str(tmp_path / "absent")))
+    with pytest.raises(ConfigError, match="no tokenizer at"):
+        open_run(absent, archive, tmp_path / "other", "cpu", False)
+
+
+def test_checkpoints_record_the_recipe(finished: Run, recipe: Recipe) -> None:
+    state = json.loads((finished.out / "checkpoint" / "state.json").read_text())
+    assert state["recipe"] == json.loads(json.dumps(asdict(recipe)))
