@@ -156,3 +156,26 @@ def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, rec
 def test_checkpoints_record_the_recipe(finished: Run, recipe: Recipe) -> None:
     state = json.loads((finished.out / "checkpoint" / "state.json").read_text())
     assert state["recipe"] == json.loads(json.dumps(asdict(recipe)))
+
+
+def test_a_second_stage_begins_with_the_weights_and_names_the_first(
+    finished: Run, archive: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    model = finished.out / "model"
+    second = replace(
+        recipe,
+        train=replace(recipe.train, start=str(model), steps=1),
+        tokenizer=replace(recipe.tokenizer, path=str(model)),
+    )
+    run = open_run(second, archive, tmp_path / "run", "cpu", False)
+    for name, weight in finished.master.items():
+        assert torch.equal(run.master[name], weight.bfloat16().float()), name
+    pretrain.complete(run)
+    results = json.loads((run.out / "model" / "results.json").read_text())
+    first = json.loads((model / "results.json").read_text())
+    assert [stage["tokens"] for stage in results["earlier"]] == [first["tokens"]]
+    assert results["recipe"]["train"]["start"] == "model"
+    assert f"{first['tokens']:,} tokens" in (run.out / "model" / "MODEL_CARD.md").read_text()
+    narrow = replace(second, model=replace(second.model, intermediate_size=recipe.model.intermediate_size + 16))
+    with pytest.raises(ConfigError, match="another model than the recipe's"):
+        open_run(narrow, archive, tmp_path / "narrow", "cpu", False)

@@ -17,7 +17,7 @@ some files say `llama-*`, so that Meta's Llama licence may ask for attribution o
 
 Headings, bold marks and title lines are removed and quotes made plain. The prompts are worded anew in each epoch from
 the title, from the characters, and from nouns that matter in the story (`tuili.train.prompts`); a few chats have a
-system message. One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
+system message. {openings}One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
 """
 
 LIMITS = """## Limits
@@ -42,7 +42,7 @@ def write(results: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts(results).items()),
         "",
-        CORPUS.format(**results, categories=categories),
+        CORPUS.format(**results, categories=categories, openings=openings(results["recipe"]["data"])),
         "## Samples",
         "",
         "Temperature 0.7, top-p 0.9, one draw each, not chosen.",
@@ -53,8 +53,23 @@ def write(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def openings(recipe: dict[str, Any]) -> str:
+    if not recipe.get("openings"):
+        return ""
+    return f"{recipe['openings']:.0%} of the last stage's rows are cut to {recipe['opening_len']} tokens. "
+
+
 def quoted(prompt: str, text: str) -> str:
     return f"**{prompt}**\n\n" + "".join(f"> {line}".rstrip() + "\n" for line in text.splitlines())
+
+
+def stage(r: dict[str, Any]) -> str:
+    """An earlier stage in one line."""
+    train = r["recipe"]["train"]
+    return (
+        f"{r['tokens']:,} tokens in {r['step']:,} steps, {r['seconds'] / 60:.0f} minutes, {train['optimizer']}, "
+        f"peak rate {train['lr']:g}; held-out loss {r['loss_per_token']:.4f}. The rows below are of the last stage"
+    )
 
 
 def facts(r: dict[str, Any]) -> dict[str, str]:
@@ -68,6 +83,7 @@ def facts(r: dict[str, Any]) -> dict[str, str]:
         "Architecture": f"LlamaForCausalLM, {shape}, {heads}, tied, bf16",
         "Vocabulary": f"{r['recipe']['tokenizer']['vocab_size']:,}, byte-level BPE, ChatML",
         "Context": f"{r['recipe']['data']['max_len']:,} tokens",
+        **{f"Stage {i}": stage(s) for i, s in enumerate(r["earlier"], 1)},
         "Tokens seen": f"{r['tokens']:,} in {r['step']:,} steps, {epochs:.2f} epochs",
         "Optimizer": f"{train['optimizer']}, peak rate {train['lr']:g}, decay over the last {train['decay']:.0%}",
         "Time": f"{r['seconds'] / 60:.0f} minutes; the machine did other work too",

@@ -17,6 +17,9 @@ class DataRecipe:
     categories: tuple[str, ...] = ()
     #: Longest chat in tokens; longer ones are cut.
     max_len: int = 1024
+    #: Share of the rows that are cut to ``opening_len``, where a story takes up what the prompt asked for.
+    openings: float = 0.0
+    opening_len: int = 256
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class TrainRecipe:
     grad_clip: float = 1.0
     dtype: str = "bfloat16"
     seed: int = 0
+    #: Begin with the weights of this model directory (a second stage); empty: with random ones.
+    start: str = ""
     #: Replicas of the model, one thread each; 0: one per core on a CPU, one on a GPU.
     workers: int = 0
 
@@ -89,6 +94,8 @@ class Recipe:
         for key, known in choices:
             if (value := getattr(self.train, key)) not in known:
                 raise ConfigError(f"train.{key}: unknown {value!r}.{nearest(value, known)}")
+        if not 0 <= self.data.openings <= 1:
+            raise ConfigError(f"data.openings: a share from 0 to 1, not {self.data.openings}")
         if len(self.train.betas) != 2:
             raise ConfigError(f"train.betas: two numbers, not {list(self.train.betas)}")
         m = self.model
@@ -109,7 +116,9 @@ def load(path: Path) -> Recipe:
     given = recipe.tokenizer.path
     data = replace(recipe.data, path=str((here / recipe.data.path).resolve()))
     tokenizer = replace(recipe.tokenizer, path=str((here / given).resolve()) if given else "")
-    return replace(recipe, data=data, tokenizer=tokenizer)
+    start = recipe.train.start
+    train = replace(recipe.train, start=str((here / start).resolve()) if start else "")
+    return replace(recipe, data=data, tokenizer=tokenizer, train=train)
 
 
 def build(kind: type[Any], content: dict[str, Any], where: str) -> Any:

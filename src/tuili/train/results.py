@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 from dataclasses import asdict
@@ -15,6 +16,9 @@ from tuili.train import data
 from tuili.train.run import Run, prepared
 from tuili.train.sample import answer
 
+#: What a later stage's results keep of an earlier one's.
+STAGE = ("tokens", "step", "seconds", "loss_per_token", "machine", "recipe")
+
 
 def measure(run: Run) -> dict[str, Any]:
     """Results of the run as it stands: losses on every held-out document, samples, tokens, time and machine."""
@@ -27,6 +31,8 @@ def measure(run: Run) -> dict[str, Any]:
     recipe = asdict(run.recipe)
     for table in (recipe["data"], recipe["tokenizer"]):
         table["path"] = Path(table["path"]).name
+    start = Path(recipe["train"]["start"]) if recipe["train"]["start"] else None
+    recipe["train"]["start"] = start.name if start else ""
     held_out = data.held_out(run.held_out, len(run.held_out.documents))
     learned = sum(b.learned for b in held_out)
     size = sum(byte_count(run.tokenizer, b.targets) for b in held_out)
@@ -46,7 +52,18 @@ def measure(run: Run) -> dict[str, Any]:
         "machine": machine(run.device, len(run.team.replicas)),
         "samples": samples,
         "recipe": recipe,
+        "earlier": earlier(start),
     }
+
+
+def earlier(start: Path | None) -> list[dict[str, Any]]:
+    """The stages before this one, first to last: the results of the model that it began with, and of that one's."""
+    known = start / "results.json" if start else None
+    if known is None or not known.is_file():
+        return []
+    last = json.loads(known.read_text())
+    before = last.pop("earlier", [])
+    return [*before, {key: last[key] for key in STAGE}]
 
 
 def byte_count(tokenizer: Tokenizer, targets: torch.Tensor) -> int:

@@ -15,6 +15,9 @@ from tokenizers import Tokenizer
 
 from tuili import ops
 from tuili.base.errors import ConfigError, TuiliError, nearest
+from tuili.layers.decoder import Decoder
+from tuili.models.checkpoint import open_checkpoint
+from tuili.models.weights import load_model
 from tuili.train import checkpoint, corpus, data, loop, schedule, tokenizer
 from tuili.train import kernels as _registered  # noqa: F401  the "train" implementations of ops
 from tuili.train.export import model_spec
@@ -47,6 +50,8 @@ class Run:
         self.team = loop.Team(model_spec(recipe), getattr(torch, recipe.train.dtype), device, workers)
         model = self.team.replicas[0].model
         loop.initialize(model, recipe.train.seed)
+        if recipe.train.start:
+            start_from(recipe.train.start, model)
         self.master = {n: p.detach().float().clone() for n, p in model.named_parameters()}
         fast, slow = recipe.train.betas
         muon = recipe.train.optimizer == "muon"
@@ -105,6 +110,16 @@ class Run:
 
     def resume(self) -> None:
         self.progress = checkpoint.load(self.out / "checkpoint", self.master, self.optimizer.state)
+
+
+def start_from(directory: str, model: Decoder) -> None:
+    """Copy the weights of a model directory into ``model``; ConfigError when the shapes are not the recipe's."""
+    source = load_model(open_checkpoint(directory), "float32", model.spec.max_model_len).state_dict()
+    own = model.state_dict()
+    wrong = [f"{name} {list(source[name].shape)}" for name in own if source[name].shape != own[name].shape]
+    if wrong:
+        raise ConfigError(f"train.start: {directory} is another model than the recipe's: {', '.join(wrong)}")
+    model.load_state_dict(source)
 
 
 def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool) -> Run:
