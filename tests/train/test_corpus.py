@@ -97,14 +97,3 @@ def test_packing_keeps_every_row_once(lengths: list[int], limit: int) -> None:
         i for i, n in enumerate(lengths) for _ in range(n - 1)
     )
     assert all(len(b.ids) <= limit or len(b.starts) == 2 for b in packed)
-
-
-def test_openings_are_cut_in_training_only(documents: list[corpus.Document]) -> None:
-    bpe = tokenizer.train((d.text for d in documents), 400)
-    recipe = DataRecipe(categories=("night", "day"), max_len=160, openings=0.5, opening_len=60)
-    stories = data.Stories(documents, Prompter(documents), bpe, recipe, 7)
-    lengths = [len(stories.row(i, 0)[0]) for i in range(len(documents))]
-    cut = sum(length == 61 for length in lengths)
-    assert 0.35 < cut / len(lengths) < 0.65
-    assert max(lengths) > 61
-    assert not any(len(stories.row(i, -1)[0]) == 61 for i in range(len(documents)))

@@ -17,7 +17,7 @@ some files say `llama-*`, so that Meta's Llama licence may ask for attribution o
 
 Headings, bold marks and title lines are removed and quotes made plain. The prompts are worded anew in each epoch from
 the title, from the characters, and from nouns that matter in the story (`tuili.train.prompts`); a few chats have a
-system message. {openings}One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
+system message. One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
 """
 
 LIMITS = """## Limits
@@ -42,7 +42,7 @@ def write(results: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts(results).items()),
         "",
-        CORPUS.format(**results, categories=categories, openings=openings(results["recipe"]["data"])),
+        CORPUS.format(**results, categories=categories),
         "## Samples",
         "",
         "Temperature 0.7, top-p 0.9, one draw each, not chosen.",
@@ -51,12 +51,6 @@ def write(results: dict[str, Any]) -> str:
         LIMITS,
     ]
     return "\n".join(lines)
-
-
-def openings(recipe: dict[str, Any]) -> str:
-    if not recipe.get("openings"):
-        return ""
-    return f"{recipe['openings']:.0%} of the last stage's rows are cut to {recipe['opening_len']} tokens. "
 
 
 def quoted(prompt: str, text: str) -> str:

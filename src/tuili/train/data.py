@@ -34,20 +34,17 @@ class Stories:
     ):
         self.documents, self.prompter, self.tokenizer = documents, prompter, tokenizer
         self.categories, self.max_len, self.seed = recipe.categories, recipe.max_len, seed
-        self.openings, self.opening_len = recipe.openings, recipe.opening_len
         answers = tokenizer.encode_batch([d.text + END + "\n" for d in documents])
         self.answers = [np.array(a.ids, dtype=np.uint16) for a in answers]
 
     def row(self, index: int, epoch: int, copy: int = 0) -> Row:
-        """Ids of the chat of document ``index``, cut at ``max_len + 1`` (an opening shorter), and how many of them are
-        the prompt's. Epoch -1 words the held-out prompts; they are never cut to openings."""
+        """Ids of the chat of document ``index``, cut at ``max_len + 1``, and how many of them are the prompt's."""
         document = self.documents[index]
         random = Random(f"{self.seed}/{epoch}/{copy}/{document.text[:200]}")
         system = f"{START}system\n{random.choice(SYSTEMS)}{END}\n" if random.random() < 0.06 else ""
         ask = self.prompter.ask(document, random)
         prompt = self.tokenizer.encode(f"{system}{START}user\n{ask}{END}\n{START}assistant\n").ids
-        longest = self.opening_len if epoch >= 0 and random.random() < self.openings else self.max_len
-        return (prompt + self.answers[index].tolist())[: longest + 1], len(prompt)
+        return (prompt + self.answers[index].tolist())[: self.max_len + 1], len(prompt)
 
     def order(self, epoch: int) -> list[tuple[int, int]]:
         """(index, copy) of every document, as often as its category is listed."""

@@ -17,9 +17,6 @@ class DataRecipe:
     categories: tuple[str, ...] = ()
     #: Longest chat in tokens; longer ones are cut.
     max_len: int = 1024
-    #: Share of the rows that are cut to ``opening_len``, where a story takes up what the prompt asked for.
-    openings: float = 0.0
-    opening_len: int = 256
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,6 @@ class Recipe:
         for key, known in choices:
             if (value := getattr(self.train, key)) not in known:
                 raise ConfigError(f"train.{key}: unknown {value!r}.{nearest(value, known)}")
-        if not 0 <= self.data.openings <= 1:
-            raise ConfigError(f"data.openings: a share from 0 to 1, not {self.data.openings}")
         if len(self.train.betas) != 2:
             raise ConfigError(f"train.betas: two numbers, not {list(self.train.betas)}")
         m = self.model
