@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tuili.train.batch import TrainBatch
 from tuili.train.corpus import Document
 from tuili.train.prompts import SYSTEMS, Prompter
+from tuili.train.recast import recast
 from tuili.train.recipe import DataRecipe
 from tuili.train.tokenizer import END, START
 
@@ -27,24 +28,33 @@ class Cursor:
 
 
 class Stories:
-    """Training documents as chats. ``row`` words the prompt anew in each epoch; the answer is encoded once."""
+    """Documents as chats. ``row`` words the prompt anew in each epoch, and recasts a share of the training documents."""
 
     def __init__(
         self, documents: list[Document], prompter: Prompter, tokenizer: Tokenizer, recipe: DataRecipe, seed: int
     ):
         self.documents, self.prompter, self.tokenizer = documents, prompter, tokenizer
         self.categories, self.max_len, self.seed = recipe.categories, recipe.max_len, seed
-        answers = tokenizer.encode_batch([d.text + END + "\n" for d in documents])
-        self.answers = [np.array(a.ids, dtype=np.uint16) for a in answers]
+        self.recast = recipe.recast
+        self.answers = self.encode(documents)
+
+    def encode(self, documents: list[Document]) -> list[np.ndarray]:
+        """Ids of the answers, with the end of the turn."""
+        encoded = self.tokenizer.encode_batch([d.text + END + "\n" for d in documents])
+        return [np.array(e.ids, dtype=np.uint16) for e in encoded]
 
     def row(self, index: int, epoch: int, copy: int = 0) -> Row:
         """Ids of the chat of document ``index``, cut at ``max_len + 1``, and how many of them are the prompt's."""
         document = self.documents[index]
         random = Random(f"{self.seed}/{epoch}/{copy}/{document.text[:200]}")
         system = f"{START}system\n{random.choice(SYSTEMS)}{END}\n" if random.random() < 0.06 else ""
-        ask = self.prompter.ask(document, random)
+        told = recast(document, random) if epoch >= 0 and random.random() < self.recast else None
+        if told is not None:
+            ask, answer = self.prompter.ask(told.document, random, told.topics), self.encode([told.document])[0]
+        else:
+            ask, answer = self.prompter.ask(document, random), self.answers[index]
         prompt = self.tokenizer.encode(f"{system}{START}user\n{ask}{END}\n{START}assistant\n").ids
-        return (prompt + self.answers[index].tolist())[: self.max_len + 1], len(prompt)
+        return (prompt + answer.tolist())[: self.max_len + 1], len(prompt)
 
     def order(self, epoch: int) -> list[tuple[int, int]]:
         """(index, copy) of every document, as often as its category is listed."""

@@ -65,14 +65,21 @@ class Prompter:
             self.total.update(w for _, w in found)
             self.single.update(w for determiner, w in found if determiner in ("a", "an"))
 
-    def ask(self, document: Document, random: Random) -> str:
-        """A user's message that this document answers."""
+    def ask(self, document: Document, random: Random, topics: tuple[str, ...] = ()) -> str:
+        """A user's message that this document answers; ``topics`` are what a recast one is about."""
         draw = random.random()
+        if topics:
+            named = random.sample(topics, random.randint(1, len(topics)))
+            return self.word(document, f" about {' and '.join(named)}", random)
         if draw < 0.12:
             return document.prompt
+        topic = "" if draw < 0.14 else f" about {self.topic(document, random)}"
+        return self.word(document, topic, random)
+
+    def word(self, document: Document, topic: str, random: Random) -> str:
+        """The request for a story of the document's kind, in one of many wordings."""
         kind = random.choice(KINDS.get(document.category, ("story",)))
         verb = random.choice(ASKS)
-        topic = "" if draw < 0.14 else f" about {self.topic(document, random)}"
         end = "?" if verb.startswith(("Can", "Could")) else "."
         ask = f"{verb} {article(kind)} {kind}{topic}{end}"
         return ask.lower() if random.random() < 0.04 else ask

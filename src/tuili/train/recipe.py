@@ -17,6 +17,8 @@ class DataRecipe:
     categories: tuple[str, ...] = ()
     #: Longest chat in tokens; longer ones are cut.
     max_len: int = 1024
+    #: Share of the documents that are told with another hero, place or thing than the corpus has.
+    recast: float = 0.0
 
 
 @dataclass(frozen=True)
