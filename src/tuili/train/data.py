@@ -28,7 +28,7 @@ class Cursor:
 
 
 class Stories:
-    """Documents as chats. ``row`` words the prompt anew in each epoch, and recasts a share of the training documents."""
+    """Documents as chats. ``row`` words the prompt anew in each epoch, and recasts a share of the documents."""
 
     def __init__(
         self, documents: list[Document], prompter: Prompter, tokenizer: Tokenizer, recipe: DataRecipe, seed: int

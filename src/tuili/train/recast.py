@@ -12,33 +12,42 @@ from random import Random
 
 from tuili.train.corpus import Document
 
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 PEOPLE = frozenset(
-    """boy girl man woman lady lad lass kid child fella fellow person adventurer warrior apprentice traveler guy
-    gentleman explorer artist musician youth dreamer soul creature being""".split()
+    words("""
+    boy girl man woman lady lad lass kid child fella fellow person adventurer warrior apprentice traveler guy
+    gentleman explorer artist musician youth dreamer soul creature being
+""")
 )
-CAST = tuple(
-    """dragon fox robot rabbit owl bear squirrel cat mouse dog wolf lion tiger elephant penguin turtle frog hedgehog hare
-    deer pony horse unicorn fairy wizard witch pirate knight princess prince king queen giant dwarf elf ghost monster
-    goblin troll mermaid snail bee butterfly ladybug ant spider duck goose chicken hen rooster pig cow goat sheep lamb
-    donkey monkey panda koala kangaroo whale dolphin octopus crab seal otter beaver badger raccoon skunk mole hamster
-    parrot crow sparrow robin swan eagle bat kitten puppy bunny dinosaur snowman scarecrow doll astronaut scientist
-    farmer baker sailor fisherman gardener teacher doctor painter inventor detective clown chef shepherd cowboy
-    llama superhero blacksmith weaver giraffe zebra camel toad lizard caterpillar dragonfly worm pigeon peacock
-    reindeer moose yeti phoenix mammoth alien vampire mummy skeleton tree cloud star teapot train boat toaster""".split()
-)
-PLACES = tuple(
-    """forest village town city castle cave garden house cabin cottage lighthouse library attic island beach meadow farm
-    barn school museum park desert jungle mountain valley river lake pond mansion tower palace kitchen bakery market
-    circus zoo hospital theater bridge harbor ship spaceship tent treehouse windmill swamp orchard canyon volcano temple
-    shop basement cellar playground planet kingdom hill well iceberg submarine hotel""".split()
-)
-THINGS = tuple(
-    """map key book door mirror lantern hat paintbrush crystal stone box clock bell ring necklace feather flower seed kite
-    balloon umbrella telescope compass violin flute drum piano guitar camera bicycle boat train rocket coin shell pearl
-    egg cake pie cookie apple pumpkin candle lamp blanket quilt scarf coat teapot cup spoon broom wand sword shield
-    crown letter puzzle machine wheel ladder bucket basket backpack whistle notebook pencil painting statue mop sock
-    bottle chest flashlight amulet gem locket potion carpet sled wagon snowflake rainbow rose acorn carrot""".split()
-)
+CAST = words("""
+    dragon fox robot rabbit owl bear squirrel cat mouse dog wolf lion tiger elephant penguin turtle frog hedgehog
+    hare deer pony horse unicorn fairy wizard witch pirate knight princess prince king queen giant dwarf elf ghost
+    monster goblin troll mermaid snail bee butterfly ladybug ant spider duck goose chicken hen rooster pig cow goat
+    sheep lamb donkey monkey panda koala kangaroo whale dolphin octopus crab seal otter beaver badger raccoon skunk
+    mole hamster parrot crow sparrow robin swan eagle bat kitten puppy bunny dinosaur snowman scarecrow doll
+    astronaut scientist farmer baker sailor fisherman gardener teacher doctor painter inventor detective clown chef
+    shepherd cowboy llama superhero blacksmith weaver giraffe zebra camel toad lizard caterpillar dragonfly worm
+    pigeon peacock reindeer moose yeti phoenix mammoth alien vampire mummy skeleton tree cloud star teapot train
+    boat toaster
+""")
+PLACES = words("""
+    forest village town city castle cave garden house cabin cottage lighthouse library attic island beach meadow
+    farm barn school museum park desert jungle mountain valley river lake pond mansion tower palace kitchen bakery
+    market circus zoo hospital theater bridge harbor ship spaceship tent treehouse windmill swamp orchard canyon
+    volcano temple shop basement cellar playground planet kingdom hill well iceberg submarine hotel
+""")
+THINGS = words("""
+    map key book door mirror lantern hat paintbrush crystal stone box clock bell ring necklace feather flower seed
+    kite balloon umbrella telescope compass violin flute drum piano guitar camera bicycle boat train rocket coin
+    shell pearl egg cake pie cookie apple pumpkin candle lamp blanket quilt scarf coat teapot cup spoon broom wand
+    sword shield crown letter puzzle machine wheel ladder bucket basket backpack whistle notebook pencil painting
+    statue mop sock bottle chest flashlight amulet gem locket potion carpet sled wagon snowflake rainbow rose acorn
+    carrot
+""")
 KINDS = (CAST, PLACES, THINGS)
 HERO = re.compile(
     r"\b[Aa]n? ((?:[a-z-]+,? ){0,3})([a-z]+) (?:named|called) ([A-Z][a-z]+)"
@@ -78,8 +87,7 @@ def retell_hero(text: str, hero: re.Match[str], new: str, random: Random) -> tup
     adjectives, old, name, clause = hero.groups()
     adjectives = " ".join(re.findall("[a-z]+", adjectives)[-1:])
     text = exchange(text, old, new)
-    draw = random.random()
-    share = 0.15 + 0.5 * draw
+    share = random.uniform(0.15, 0.65)
     at = text.find(name) + len(name)
     starts = re.compile(rf"(?<=[.\n\"] ){name}\b(?!'s)|(?<=\n){name}\b(?!'s)")
     rest = starts.sub(lambda m: f"The {new}" if random.random() < share else m[0], text[at:])
@@ -114,10 +122,11 @@ def exchange(text: str, old: str, new: str) -> str:
         put = put.capitalize() if word[0].isupper() else put
         if not indefinite:
             return put
-        article = "an" if put[0] in "aeio" else "a"
-        return f"{article.capitalize() if indefinite[0] == 'A' else article} {put}"
+        phrase = with_article(put)
+        return phrase.capitalize() if indefinite[0] == "A" else phrase
 
-    return re.sub(rf"\b(?:([Aa]n?) )?({old}|{old.capitalize()}|{plural(old)})\b", one, text)
+    forms = "|".join((old, old.capitalize(), plural(old), plural(old).capitalize()))
+    return re.sub(rf"\b(?:([Aa]n?) )?({forms})\b", one, text)
 
 
 def plural(noun: str) -> str:
@@ -133,4 +142,5 @@ def plural(noun: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
+    vowel = phrase[0] in "aeio" or phrase.startswith("um")
+    return f"{'an' if vowel else 'a'} {phrase}"
