@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +18,15 @@ from tuili.base.errors import ConfigError
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
-from tuili.train import pretrain
+from tuili.train import card, pretrain
 from tuili.train.batch import TrainBatch
 from tuili.train.checkpoint import Progress
+from tuili.train.data import Stories
 from tuili.train.export import model_spec
 from tuili.train.loop import StepReport
-from tuili.train.recipe import Recipe
+from tuili.train.recipe import Recipe, ReportRecipe
 from tuili.train.report import Reporter
+from tuili.train.results import measure
 from tuili.train.run import Diverged, Run, open_run, prepared
 
 
@@ -82,13 +86,17 @@ def test_ctrl_c_saves_after_the_step_and_leaves(archive: Path, recipe: Recipe, t
     assert run.progress.step == 3
 
 
-def test_by_the_clock_a_run_ends_on_time(archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_by_the_clock_a_run_ends_on_time(
+    archive: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(monotonic=lambda: 0.1 * next(ticks)))
     timed = replace(recipe, train=replace(recipe.train, steps=0, minutes=2 / 60))
     run = open_run(timed, archive, tmp_path, "cpu", False)
     with Reporter(tmp_path, 0.5) as reporter:
         pretrain.train(run, reporter)
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps[-2]["seconds"] <= 2 <= run.progress.seconds
+    assert steps[-2]["seconds"] < 2 <= run.progress.seconds < 2.2
     assert steps[-1]["lr"] < 0.5 * recipe.train.lr
 
 
@@ -179,3 +187,30 @@ def test_a_second_stage_begins_with_the_weights_and_names_the_first(
     narrow = replace(second, model=replace(second.model, intermediate_size=recipe.model.intermediate_size + 16))
     with pytest.raises(ConfigError, match="another model than the recipe's"):
         open_run(narrow, archive, tmp_path / "narrow", "cpu", False)
+
+
+def test_topics_are_counted_by_the_word_between_stars(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(("The Fox ran.", "An owl sat.", "A fox! A fox!", "Two owls sat.", "It rained.", "A mouse."))
+    asked: list[str] = []
+
+    def scripted(model: Decoder, tokenizer: Tokenizer, prompt: str, *rest: object) -> str:
+        asked.append(prompt)
+        return next(answers)
+
+    report = ReportRecipe(sample_prompts=(), topics=("a *fox* at sea", "an *owl*"), topic_draws=3)
+    monkeypatch.setattr(finished, "recipe", replace(finished.recipe, report=report))
+    monkeypatch.setattr("tuili.train.results.answer", scripted)
+    results = measure(finished)
+    assert results["topics"] == {"a *fox* at sea": 2, "an *owl*": 1}
+    assert asked[0] == "Tell a bedtime story about a fox at sea."
+    assert "3 name" in card.write(results)
+
+
+def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finished: Run, recipe: Recipe) -> None:
+    made = (finished.stories.prompter, finished.tokenizer, replace(recipe.data, recast=1.0), 0)
+    stories = Stories(finished.stories.documents, *made)
+    for index in range(20):
+        own = stories.tokenizer.decode(stories.answers[index].tolist())
+        held_out, trained = (stories.tokenizer.decode(stories.row(index, epoch)[0]) for epoch in (-1, 0))
+        assert own[:60] in held_out
+        assert own[:120] not in trained

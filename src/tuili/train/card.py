@@ -17,7 +17,7 @@ some files say `llama-*`, so that Meta's Llama licence may ask for attribution o
 
 Headings, bold marks and title lines are removed and quotes made plain. The prompts are worded anew in each epoch from
 the title, from the characters, and from nouns that matter in the story (`tuili.train.prompts`); a few chats have a
-system message. One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
+system message.{recast} One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
 """
 
 LIMITS = """## Limits
@@ -42,15 +42,46 @@ def write(results: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts(results).items()),
         "",
-        CORPUS.format(**results, categories=categories),
+        CORPUS.format(**results, categories=categories, recast=recast(results)),
         "## Samples",
         "",
         "Temperature 0.7, top-p 0.9, one draw each, not chosen.",
         "",
         *(quoted(prompt, text) for prompt, text in results["samples"].items()),
+        *topics(results),
         LIMITS,
     ]
     return "\n".join(lines)
+
+
+def recast(r: dict[str, Any]) -> str:
+    share = r["recipe"]["data"].get("recast", 0)
+    if not share:
+        return ""
+    return (
+        f" {share:.0%} of the stories had their hero, or a place or thing in them, replaced by another one\n"
+        "that the prompt names (`tuili.train.recast`)."
+    )
+
+
+def topics(r: dict[str, Any]) -> list[str]:
+    """The section that says how often answers name what was asked for."""
+    if not r.get("topics"):
+        return []
+    report = r["recipe"]["report"]
+    draws = report["topic_draws"]
+    hits, asked = sum(r["topics"].values()), draws * len(r["topics"])
+    return [
+        "## Topics",
+        "",
+        f'Of {asked} answers of {report["topic_tokens"]} tokens to "Tell a bedtime story about ...", {hits} name',
+        f"what was asked for ({draws} draws for each topic, temperature 0.7, top-p 0.9).",
+        "",
+        "| asked for | named |",
+        "|---|---|",
+        *(f"| {topic.replace('*', '**')} | {count} of {draws} |" for topic, count in r["topics"].items()),
+        "",
+    ]
 
 
 def quoted(prompt: str, text: str) -> str:

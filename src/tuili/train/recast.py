@@ -103,12 +103,12 @@ def retell_hero(text: str, hero: re.Match[str], new: str, random: Random) -> tup
 def choose(text: str, taken: str, random: Random) -> tuple[str, str] | None:
     """A place, thing or animal told of at least twice and early, and another of its kind that is not in the text."""
     early = set(WORD.findall(text[: len(text) // 3]))
-    words = WORD.findall(text)
+    told = WORD.findall(text)
     for kind in random.sample(KINDS, len(KINDS)):
-        known = [w for w in kind if w in early and w != taken and words.count(w) >= 2]
-        others = [w for w in kind if w not in words]
+        known = [w for w in kind if w in early and w != taken and told.count(w) >= 2]
+        others = [w for w in kind if w not in told]
         if known and others:
-            return max(known, key=words.count), random.choice(others)
+            return max(known, key=told.count), random.choice(others)
     return None
 
 
@@ -123,7 +123,7 @@ def exchange(text: str, old: str, new: str) -> str:
         if not indefinite:
             return put
         phrase = with_article(put)
-        return phrase.capitalize() if indefinite[0] == "A" else phrase
+        return indefinite[0] + phrase[1:]
 
     forms = "|".join((old, old.capitalize(), plural(old), plural(old).capitalize()))
     return re.sub(rf"\b(?:([Aa]n?) )?({forms})\b", one, text)
@@ -134,7 +134,7 @@ def plural(noun: str) -> str:
         return noun
     if noun in IRREGULAR:
         return IRREGULAR[noun]
-    if noun.endswith(("man",)):
+    if noun.endswith("man"):
         return noun[:-3] + "men"
     if noun.endswith(("s", "x", "sh", "ch")):
         return noun + "es"
@@ -142,5 +142,5 @@ def plural(noun: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    vowel = phrase[0] in "aeio" or phrase.startswith("um")
+    vowel = phrase[0] in "aeioAEIO" or phrase.startswith("um")
     return f"{'an' if vowel else 'a'} {phrase}"

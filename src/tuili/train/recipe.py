@@ -75,6 +75,11 @@ class ReportRecipe:
     eval_documents: int = 40
     sample_tokens: int = 300
     sample_prompts: tuple[str, ...] = ("Tell a bedtime story about a dragon who is afraid of the dark.",)
+    #: Topics asked for at the end, "a *fox* and a lighthouse": does the answer name the word between the stars?
+    topics: tuple[str, ...] = ()
+    #: Answers drawn for each topic, and their length.
+    topic_draws: int = 5
+    topic_tokens: int = 160
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,11 @@ class Recipe:
                 raise ConfigError(f"train.{key}: unknown {value!r}.{nearest(value, known)}")
         if len(self.train.betas) != 2:
             raise ConfigError(f"train.betas: two numbers, not {list(self.train.betas)}")
+        for topic in self.report.topics:
+            if topic.count("*") != 2:
+                raise ConfigError(
+                    f"report.topics: {topic!r} has no word between stars, as in 'a *fox* and a lighthouse'"
+                )
         m = self.model
         if m.num_heads % m.num_kv_heads:
             raise ConfigError(f"model: {m.num_heads} heads do not divide among {m.num_kv_heads} KV heads")

@@ -28,6 +28,7 @@ def measure(run: Run) -> dict[str, Any]:
         model = run.team.replicas[0].model
         limit = run.recipe.report.sample_tokens
         samples = {p: answer(model, run.tokenizer, p, limit, generator) for p in run.recipe.report.sample_prompts}
+        topics = {t: named(run, t, generator) for t in run.recipe.report.topics}
     recipe = asdict(run.recipe)
     for table in (recipe["data"], recipe["tokenizer"]):
         table["path"] = Path(table["path"]).name
@@ -51,9 +52,22 @@ def measure(run: Run) -> dict[str, Any]:
         **asdict(run.progress),
         "machine": machine(run.device, len(run.team.replicas)),
         "samples": samples,
+        "topics": topics,
         "recipe": recipe,
         "earlier": earlier(start),
     }
+
+
+def named(run: Run, topic: str, generator: torch.Generator) -> int:
+    """How many of ``topic_draws`` answers to a request for the topic name its word between stars."""
+    report = run.recipe.report
+    word = topic.split("*")[1].lower()
+    prompt = f"Tell a bedtime story about {topic.replace('*', '')}."
+    made = (
+        answer(run.team.replicas[0].model, run.tokenizer, prompt, report.topic_tokens, generator)
+        for _ in range(report.topic_draws)
+    )
+    return sum(word in text.lower() for text in made)
 
 
 def earlier(start: Path | None) -> list[dict[str, Any]]:
