@@ -187,3 +187,11 @@ def test_describe_says_what_runs() -> None:
             cpu.use_isa("sse")
     with pytest.raises(ConfigError, match="threads=0"):
         cpu.set_threads(0)
+
+
+@needs_library
+def test_the_machine_is_probed(isa: str) -> None:
+    assert cpu.read_bandwidth(1 << 20, 0.02) > 1e8
+    assert all(cpu.peak(kind, 0.02) > 1e8 for kind in ("float32", "bfloat16", "int8"))
+    with pytest.raises(ConfigError, match="kind='int9'"):
+        cpu.peak("int9")

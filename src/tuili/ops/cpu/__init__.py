@@ -8,6 +8,7 @@ from tuili.ops.cpu.integer import int4_linear, int8_linear
 from tuili.ops.cpu.library import Description, describe, set_threads, use_isa
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
+from tuili.ops.cpu.probe import peak, read_bandwidth
 
 if describe().built:
     from tuili.ops.cpu import kernels  # noqa: F401 (registers them)
@@ -22,6 +23,8 @@ __all__ = [
     "packed_embedding",
     "packed_linear",
     "packed_shape",
+    "peak",
+    "read_bandwidth",
     "set_threads",
     "unpack",
     "use_isa",

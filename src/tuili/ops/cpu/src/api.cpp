@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "kernels.h"
@@ -66,6 +67,21 @@ int tuili_use_isa(const char* name) {
 
 void tuili_set_threads(int threads) { pool_resize(threads); }
 int tuili_threads() { return pool_threads(); }
+
+// Reads `bytes` once, by the team.
+void tuili_probe_read(const void* at, int64_t bytes) {
+    constexpr int64_t piece = 2 << 20;
+    parallel(up(bytes, piece), [&](int64_t p) {
+        kernels->probe_read((const char*)at + p * piece, std::min(piece, bytes - p * piece));
+    });
+}
+
+// `rounds` of products in registers by every thread; how many operations (a multiplication and an addition are two).
+int64_t tuili_probe_multiply(int64_t kind, int64_t rounds) {
+    std::atomic<int64_t> total{0};
+    parallel(16 * pool_threads(), [&](int64_t) { total += kernels->probe_multiply(kind, rounds / 16); });
+    return total;
+}
 
 void tuili_linear(const LinearArgs* a) {
     int64_t bytes = a->inputs * TILE * (a->dtype == 0 ? 4 : 2);

@@ -21,6 +21,8 @@ struct Kernels {
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
     void (*rotate)(const RotateArgs&, int64_t row, int64_t rows);
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
+    void (*probe_read)(const char* at, int64_t bytes);
+    int64_t (*probe_multiply)(int64_t kind, int64_t rounds);  // kinds: 0 float32, 1 bfloat16, 2 int8; returns operations
 };
 
 const Kernels* avx512_kernels();

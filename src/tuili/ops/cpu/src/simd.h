@@ -8,7 +8,7 @@
 #include <string.h>
 
 // A loop over a block of registers: left rolled, the compiler would keep the block in memory.
-#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+#define EACH(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < n; i++)
 
 namespace {
 

@@ -15,6 +15,8 @@ void JOIN(merge, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
 void JOIN(rms_norm, TUILI_ISA)(const NormArgs&, int64_t, int64_t);
 void JOIN(rotate, TUILI_ISA)(const RotateArgs&, int64_t, int64_t);
 void JOIN(gated, TUILI_ISA)(const GatedArgs&, int64_t, int64_t);
+void JOIN(probe_read, TUILI_ISA)(const char*, int64_t);
+int64_t JOIN(probe_multiply, TUILI_ISA)(int64_t, int64_t);
 
 const Kernels* JOIN(TUILI_ISA, kernels)() {
     static constexpr Kernels table = {
@@ -22,6 +24,7 @@ const Kernels* JOIN(TUILI_ISA, kernels)() {
         JOIN(linear, TUILI_ISA),   JOIN(quantize, TUILI_ISA),  JOIN(quantized, TUILI_ISA),
         JOIN(attention, TUILI_ISA), JOIN(merge, TUILI_ISA),
         JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
+        JOIN(probe_read, TUILI_ISA), JOIN(probe_multiply, TUILI_ISA),
     };
     return &table;
 }
