@@ -21,6 +21,9 @@ struct Kernels {
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
     void (*rotate)(const RotateArgs&, int64_t row, int64_t rows);
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
+    void (*add)(const AddArgs&, int64_t row, int64_t rows);
+    void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
+    void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
 };
 
 const Kernels* avx512_kernels();
