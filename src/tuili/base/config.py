@@ -75,6 +75,9 @@ class Config:
         group="model",
         choices=("auto", "reference"),
     )
+    enforce_eager: bool = option(
+        False, "Never replay captured decode steps: every op is called anew (to compare, to hunt bugs).", group="model"
+    )
     threads: int | None = option(None, "CPU threads of the model; default: the cores.", group="model", minimum=1)
 
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)

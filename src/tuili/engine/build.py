@@ -86,6 +86,7 @@ def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = No
         block_size=config.block_size,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
+        enforce_eager=config.enforce_eager,
     )
     clock = WallClock()
     scheduler = Scheduler(

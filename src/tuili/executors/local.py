@@ -14,12 +14,21 @@ from tuili.runtime.runner import ModelRunner
 class LocalExecutor:
     """A ``ModelRunner`` on this machine. ``execute`` returns when the step is done."""
 
-    def __init__(self, model: Decoder, *, num_blocks: int, block_size: int, max_model_len: int, max_num_seqs: int):
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        enforce_eager: bool = False,
+    ):
         spec = model.spec
         dtype = model.dtype
         kv = KVStore(spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim, dtype)
         self.capacity = Capacity(num_blocks, block_size, max_model_len)
-        self.runner = ModelRunner(model, kv, max_num_seqs, max_model_len)
+        self.runner = ModelRunner(model, kv, max_num_seqs, max_model_len, enforce_eager=enforce_eager)
 
     def execute(self, plan: StepPlan) -> Future[StepResult]:
         """The plan's result, or its exception, in a finished future."""

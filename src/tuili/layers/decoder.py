@@ -33,9 +33,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
         out = self.attention(self.attention_norm(x), angles, batch, kv)
-        x = x + (out if self.attention_post_norm is None else self.attention_post_norm(out))
+        x = ops.add(x, out if self.attention_post_norm is None else self.attention_post_norm(out))
         out = self.mlp(self.mlp_norm(x))
-        return x + (out if self.mlp_post_norm is None else self.mlp_post_norm(out))
+        return ops.add(x, out if self.mlp_post_norm is None else self.mlp_post_norm(out))
 
 
 class Decoder(nn.Module):

@@ -52,4 +52,4 @@ class Embedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = ops.embedding(self.weight, ids) if self.stored is None else self.stored.rows(ids)
-        return x if self.scale is None else x * torch.tensor(self.scale, dtype=x.dtype)
+        return x if self.scale is None else ops.scale(x, self.scale)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tuili import ops
 from tuili.base.errors import ModelError
 from tuili.layers.spec import RopeSpec
 
@@ -118,4 +119,4 @@ class Rope:
 
     def at(self, positions: torch.Tensor) -> Angles:
         """cos, sin for ``positions`` [n]: each [n, dim / 2]."""
-        return self.cos[positions], self.sin[positions]
+        return ops.embedding(self.cos, positions), ops.embedding(self.sin, positions)

@@ -1,12 +1,14 @@
 """Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls what is active in the op table."""
 
 from tuili.ops.attention import causal_attention, paged_attention, write_kv
-from tuili.ops.reference import embedding, gated, linear, rms_norm, rotate, softcap
-from tuili.ops.table import Op, Sample, choose, implement, op, table, use
+from tuili.ops.reference import add, embedding, gated, linear, rms_norm, rotate, scale, softcap
+from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
 
 __all__ = [
     "Op",
     "Sample",
+    "active_backend",
+    "add",
     "causal_attention",
     "choose",
     "embedding",
@@ -17,6 +19,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotate",
+    "scale",
     "softcap",
     "table",
     "use",

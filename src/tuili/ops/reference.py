@@ -88,6 +88,18 @@ def _serial_rows(x: torch.Tensor) -> int:
     return max(1, len(x) if alone else SERIAL // x.shape[-1])
 
 
+@op(samples.add)
+def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``x + y``, of one shape and dtype: the residual stream's step."""
+    return x + y
+
+
+@op(samples.scale)
+def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """``x`` times ``factor`` rounded to x's dtype (Gemma's embeddings)."""
+    return x * torch.tensor(factor, dtype=x.dtype)
+
+
 @op(samples.softcap, tolerance=1e-5)
 def softcap(x: torch.Tensor, cap: float) -> torch.Tensor:
     """``cap * tanh(x / cap)``: keeps ``x`` within ``cap`` (Gemma 2, arXiv:2408.00118)."""

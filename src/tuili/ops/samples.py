@@ -72,6 +72,16 @@ def gated() -> list[Sample]:
     return silu + gelu
 
 
+def add() -> list[Sample]:
+    return each_dtype("odd", lambda g, d: (randn(g, 7, 37, dtype=d), randn(g, 7, 37, dtype=d))) + each_dtype(
+        "many", lambda g, d: (randn(g, 200, 257, dtype=d), randn(g, 200, 257, dtype=d))
+    )
+
+
+def scale() -> list[Sample]:
+    return each_dtype("sqrt", lambda g, d: (randn(g, 5, 37, dtype=d), 37**0.5))
+
+
 def softcap() -> list[Sample]:
     return each_dtype("cap30", lambda g, d: (randn(g, 4, 50, dtype=d) * 40, 30.0))
 

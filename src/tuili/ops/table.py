@@ -45,6 +45,7 @@ class Op(Generic[P, R]):
 
 
 table: dict[str, Op[..., Any]] = {}
+_active = "reference"
 
 
 def op(samples: Callable[[], list[Sample]], tolerance: float = 0.0) -> Callable[[Callable[P, R]], Op[P, R]]:
@@ -75,17 +76,27 @@ def choose(backend: str) -> None:
     known = {b for entry in table.values() for b in entry.implementations}
     if backend not in known:
         raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")
+    global _active
+    _active = backend
     for entry in table.values():
         entry.active = entry.implementations.get(backend, entry.reference)
+
+
+def active_backend() -> str:
+    """What was chosen last."""
+    return _active
 
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
     """Run on ``backend`` where an op has it, else on the reference. Bug hunts start with ``use("reference")``."""
+    global _active
     before = {name: entry.active for name, entry in table.items()}
+    chosen = _active
     choose(backend)
     try:
         yield
     finally:
+        _active = chosen
         for name, active in before.items():
             table[name].active = active

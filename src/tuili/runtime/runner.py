@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -14,6 +13,7 @@ from tuili.layers.attention import AttentionBackend
 from tuili.layers.decoder import Decoder
 from tuili.runtime.attention.paged import PagedAttention
 from tuili.runtime.batch import assemble
+from tuili.runtime.graphs import Graphs
 from tuili.runtime.kvstore import KVStore
 from tuili.runtime.rows import Row, Rows
 from tuili.runtime.sampler import sample, top_logprobs
@@ -23,7 +23,10 @@ PROMPT_LOGITS_SLICE = 256
 
 
 class ModelRunner:
-    """Runs plans on ``model`` with the KV of ``kv``; holds the state of up to ``max_rows`` requests."""
+    """Runs plans on ``model`` with the KV of ``kv``; holds the state of up to ``max_rows`` requests.
+
+    Where every row decodes, the step is a captured one, unless ``enforce_eager``.
+    """
 
     def __init__(
         self,
@@ -32,11 +35,14 @@ class ModelRunner:
         max_rows: int,
         max_model_len: int,
         attention: AttentionBackend | None = None,
+        enforce_eager: bool = False,
     ):
+        max_blocks = -(-max_model_len // kv.block_size)
         self.model = model
         self.kv = kv
-        self.rows = Rows(max_rows, -(-max_model_len // kv.block_size))
+        self.rows = Rows(max_rows, max_blocks)
         self.attention = attention or PagedAttention()
+        self.graphs = None if enforce_eager else Graphs(model, kv, max_rows, max_blocks, self.attention)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -44,11 +50,22 @@ class ModelRunner:
         for id in plan.dropped:
             self.rows.drop(id)
         self.kv.move(plan.moves)
-        if not plan.chunks:
-            return StepResult(plan.step, {})
         chunks = plan.chunks
+        if not chunks:
+            return StepResult(plan.step, {})
         rows = [self.rows.advance(chunk) for chunk in chunks]
         tokens = [self._tokens(chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
+        if self.graphs is not None and self.graphs.active and all(map(_decodes, chunks)):
+            ids, starts, places = [t[0] for t in tokens], [c.start for c in chunks], [row.index for row in rows]
+            self.graphs.fill(ids, starts, self.rows.table, places)
+            began = time.perf_counter()
+            logits = self.graphs.logits(len(chunks))
+            if logits is not None:
+                return self._sample(plan, range(len(chunks)), rows, logits, {}, began)
+        return self._run_eagerly(plan, rows, tokens)
+
+    def _run_eagerly(self, plan: StepPlan, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> StepResult:
+        chunks = plan.chunks
         table = self.rows.table[[row.index for row in rows]]
         counts = [chunk.count for chunk in chunks]
         batch = assemble([c.start for c in chunks], counts, table, self.kv.block_size, self.attention)
@@ -57,9 +74,12 @@ class ModelRunner:
         hidden = self.model.forward(self.model.embed(ids), batch, self.kv)
         ends = batch.query_start[1:]
         prompt_logprobs = self._prompt_logprobs(chunks, rows, tokens, hidden, ends)
-        result = self._sample(plan, rows, hidden, ends, prompt_logprobs)
-        took = time.perf_counter() - began
-        return replace(result, stats=StepStats(step=plan.step, device_seconds=took))
+        asking = [i for i, chunk in enumerate(chunks) if chunk.sample]
+        logits = None
+        if asking:
+            last = ends - 1 if len(asking) == len(ends) else ends[asking] - 1
+            logits = self.model.logits(hidden[last])
+        return self._sample(plan, asking, rows, logits, prompt_logprobs, began)
 
     def _tokens(self, chunk: Chunk, row: Row) -> Sequence[int]:
         """The ids of the chunk's positions; the one that the scheduler could not know yet is the row's last sample."""
@@ -76,19 +96,19 @@ class ModelRunner:
     def _sample(
         self,
         plan: StepPlan,
+        asking: Sequence[int],
         rows: Sequence[Row],
-        hidden: torch.Tensor,
-        ends: torch.Tensor,
+        logits: torch.Tensor | None,
         prompt_logprobs: dict[str, list[TopLogprobs]],
+        began: float,
     ) -> StepResult:
-        asking = [i for i, chunk in enumerate(plan.chunks) if chunk.sample]
+        """The step's result; ``logits`` [len(asking), vocab] are of the chunks ``asking``."""
         tokens: dict[str, list[int]] = {}
         logprobs: dict[str, list[TopLogprobs]] = {}
         failed: dict[str, str] = {}
-        if asking:
-            last = ends - 1 if len(asking) == len(ends) else ends[asking] - 1
+        if logits is not None:
             chunks, samplers = [plan.chunks[i] for i in asking], [rows[i] for i in asking]
-            sampled = sample(self.model.logits(hidden[last]), samplers, [c.start + c.count for c in chunks])
+            sampled = sample(logits, samplers, [c.start + c.count for c in chunks])
             for chunk, row, token, entry in zip(chunks, samplers, sampled.tokens, sampled.logprobs, strict=True):
                 if token is None:
                     failed[chunk.id] = "the model's logits were not finite, or every token was ruled out"
@@ -97,7 +117,8 @@ class ModelRunner:
                 tokens[chunk.id] = [token]
                 if entry is not None:
                     logprobs[chunk.id] = [entry]
-        return StepResult(plan.step, tokens, {}, logprobs, prompt_logprobs, failed)
+        stats = StepStats(step=plan.step, device_seconds=time.perf_counter() - began)
+        return StepResult(plan.step, tokens, {}, logprobs, prompt_logprobs, failed, stats)
 
     def _prompt_logprobs(
         self,
@@ -131,3 +152,8 @@ class ModelRunner:
             logits = self.model.logits(sources[first : first + len(part)])
             entries += top_logprobs(logits, part, [count] * len(part))
         return entries
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """One position, whose logits alone are needed."""
+    return chunk.count == 1 and chunk.sample and (chunk.params.prompt_logprobs is None or chunk.start >= chunk.prompt_len)

@@ -5,17 +5,18 @@ compute.
 """
 
 from tuili.ops.cpu.integer import int4_linear, int8_linear
-from tuili.ops.cpu.library import Description, describe, set_threads, use_isa
+from tuili.ops.cpu.library import Description, Program, describe, recorded, set_threads, use_isa
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
 from tuili.ops.cpu.probe import peak, read_bandwidth
 
 if describe().built:
-    from tuili.ops.cpu import kernels  # noqa: F401 (registers them)
+    from tuili.ops.cpu import elementwise, kernels  # noqa: F401 (registers them)
 
 __all__ = [
     "Arena",
     "Description",
+    "Program",
     "describe",
     "int4_linear",
     "int8_linear",
@@ -25,6 +26,7 @@ __all__ = [
     "packed_shape",
     "peak",
     "read_bandwidth",
+    "recorded",
     "set_threads",
     "unpack",
     "use_isa",

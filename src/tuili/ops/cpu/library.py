@@ -1,12 +1,16 @@
 """The shared library of CPU kernels: found, loaded and described here; where it is missing, ``why`` says why.
 
 Built from ``src/`` by CMakeLists.txt with a plain C interface (``src/abi.h``): one struct of arguments per op.
-Calls release the GIL. Nothing here is read from the environment.
+Calls release the GIL. Nothing here is read from the environment. ``recorded`` writes calls down, and a ``Program`` of
+them is made by one call.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +46,10 @@ AttentionArgs = _struct(
 NormArgs = _struct("NormArgs", "x weight out", "rows heads dim x_stride dtype", "eps offset")
 RotateArgs = _struct("RotateArgs", "x cos sin out", "rows heads dim half x_stride dtype")
 GatedArgs = _struct("GatedArgs", "x out", "rows dim activation dtype")
+AddArgs = _struct("AddArgs", "a b out", "rows dim dtype")
+ScaleArgs = _struct("ScaleArgs", "x out", "rows dim dtype", "factor")
+SoftcapArgs = _struct("SoftcapArgs", "x out", "rows dim dtype", "cap")
+EmbeddingArgs = _struct("EmbeddingArgs", "weight ids out", "count bytes")
 WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
 
 CALLS = {
@@ -52,8 +60,18 @@ CALLS = {
     "rms_norm": NormArgs,
     "rotate": RotateArgs,
     "gated": GatedArgs,
+    "add": AddArgs,
+    "scale": ScaleArgs,
+    "softcap": SoftcapArgs,
+    "embedding": EmbeddingArgs,
     "write_kv": WriteArgs,
 }
+
+
+class Call(ctypes.Structure):
+    """An entry of a program: a function's address and its arguments'."""
+
+    _fields_ = [("function", c_void_p), ("args", c_void_p)]
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,7 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         call.argtypes, call.restype = [ctypes.POINTER(struct)], None
     library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64], None
     library.tuili_probe_multiply.argtypes, library.tuili_probe_multiply.restype = [c_int64, c_int64], c_int64
+    library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(Call), c_int64], None
     library.tuili_isa.restype = ctypes.c_char_p
     library.tuili_use_isa.argtypes = [ctypes.c_char_p]
     if not library.tuili_isa():
@@ -94,9 +113,47 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
 library, why = _load(PATH)
 
 
+#: A call: the kernel's name and its arguments.
+Made = tuple[str, ctypes.Structure]
+_recording: ContextVar[list[Made] | None] = ContextVar("recording", default=None)
+
+
 def call(name: str, args: ctypes.Structure) -> None:
     """Run kernel ``name``; only reached where the library is there."""
     getattr(library, f"tuili_{name}")(args)
+    calls = _recording.get()
+    if calls is not None:
+        calls.append((name, args))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Made]]:
+    """The calls that this thread makes in the block, in order. What their pointers mean is the caller's to keep."""
+    calls: list[Made] = []
+    token = _recording.set(calls)
+    try:
+        yield calls
+    finally:
+        _recording.reset(token)
+
+
+class Program:
+    """Recorded calls, made again by one call that releases the GIL: on the same memory, whatever is in it then."""
+
+    def __init__(self, calls: Sequence[Made]):
+        self._args = [args for _, args in calls]  # the library reads them where they are
+        entries = ((_address(name), ctypes.addressof(args)) for name, args in calls)
+        self._calls = (Call * len(calls))(*entries)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def run(self) -> None:
+        library.tuili_replay(self._calls, len(self._calls))
+
+
+def _address(name: str) -> int | None:
+    return ctypes.cast(getattr(library, f"tuili_{name}"), c_void_p).value
 
 
 def describe() -> Description:

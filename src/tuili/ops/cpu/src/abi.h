@@ -76,6 +76,38 @@ struct GatedArgs {
     int64_t rows, dim, activation, dtype;
 };
 
+// out[rows, dim] = a + b.
+struct AddArgs {
+    const void* a;
+    const void* b;
+    void* out;
+    int64_t rows, dim, dtype;
+};
+
+// out[rows, dim] = x * factor.
+struct ScaleArgs {
+    const void* x;
+    void* out;
+    int64_t rows, dim, dtype;
+    float factor;
+};
+
+// out[rows, dim] = cap * tanh(x / cap).
+struct SoftcapArgs {
+    const void* x;
+    void* out;
+    int64_t rows, dim, dtype;
+    float cap;
+};
+
+// out[i] = row ids[i] of a plain matrix whose rows take `bytes`.
+struct EmbeddingArgs {
+    const void* weight;
+    const int64_t* ids;
+    void* out;
+    int64_t count, bytes;
+};
+
 // k, v [n, row] at row strides into caches of rows of `row` elements at slots[n]; element_bytes each.
 struct WriteArgs {
     const void* k;
@@ -84,5 +116,11 @@ struct WriteArgs {
     void* v_cache;
     const int64_t* slots;
     int64_t count, row, k_stride, v_stride, element_bytes;
+};
+
+// One call of a recorded program: a function of this library and its arguments.
+struct Call {
+    void (*function)(const void* args);
+    const void* args;
 };
 }

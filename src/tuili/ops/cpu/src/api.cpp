@@ -177,6 +177,23 @@ void tuili_gated(const GatedArgs* a) {
     row_pieces(a->rows, a->dim * 2, [&](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
 }
 
+void tuili_add(const AddArgs* a) {
+    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->add(*a, row, rows); });
+}
+
+void tuili_scale(const ScaleArgs* a) {
+    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->scale(*a, row, rows); });
+}
+
+void tuili_softcap(const SoftcapArgs* a) {
+    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->softcap(*a, row, rows); });
+}
+
+void tuili_embedding(const EmbeddingArgs* a) {
+    for (int64_t i = 0; i < a->count; i++)
+        memcpy((char*)a->out + i * a->bytes, (const char*)a->weight + a->ids[i] * a->bytes, a->bytes);
+}
+
 void tuili_write_kv(const WriteArgs* a) {
     int64_t bytes = a->row * a->element_bytes;
     for (int64_t i = 0; i < a->count; i++) {

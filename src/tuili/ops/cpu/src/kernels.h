@@ -23,6 +23,9 @@ struct Kernels {
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
     void (*probe_read)(const char* at, int64_t bytes);
     int64_t (*probe_multiply)(int64_t kind, int64_t rounds);  // kinds: 0 float32, 1 bfloat16, 2 int8; returns operations
+    void (*add)(const AddArgs&, int64_t row, int64_t rows);
+    void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
+    void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
 };
 
 const Kernels* avx512_kernels();

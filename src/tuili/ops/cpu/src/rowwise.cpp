@@ -1,4 +1,4 @@
-// Norms, rotary embedding and gated activations: one row at a time, in float32, rounded once.
+// Norms, rotary embedding, gated activations and what else is elementwise: one row at a time, in float32, rounded once.
 #include "kernels.h"
 #include "simd.h"
 
@@ -63,6 +63,28 @@ template <class T, F (*activation)(F)> void gated(const GatedArgs& a, int64_t ro
     }
 }
 
+template <class T> void add(const AddArgs& a, int64_t row, int64_t rows) {
+    const T *x = (const T*)a.a, *y = (const T*)a.b;
+    T* out = (T*)a.out;
+    int64_t end = (row + rows) * a.dim;
+    for (int64_t i = row * a.dim; i < end; i += LANES) store(out + i, load(x + i, end - i) + load(y + i, end - i), end - i);
+}
+
+template <class T> void scale(const ScaleArgs& a, int64_t row, int64_t rows) {
+    const T* x = (const T*)a.x;
+    T* out = (T*)a.out;
+    int64_t end = (row + rows) * a.dim;
+    for (int64_t i = row * a.dim; i < end; i += LANES) store(out + i, load(x + i, end - i) * all(a.factor), end - i);
+}
+
+template <class T> void softcap(const SoftcapArgs& a, int64_t row, int64_t rows) {
+    const T* x = (const T*)a.x;
+    T* out = (T*)a.out;
+    int64_t end = (row + rows) * a.dim;
+    for (int64_t i = row * a.dim; i < end; i += LANES)
+        store(out + i, all(a.cap) * tanh(load(x + i, end - i) / all(a.cap)), end - i);
+}
+
 }  // namespace
 
 #define JOIN_(a, b) a##_##b
@@ -78,4 +100,13 @@ void JOIN(gated, TUILI_ISA)(const GatedArgs& a, int64_t row, int64_t rows) {
         a.activation == 0 ? gated<float, silu>(a, row, rows) : gated<float, gelu_tanh>(a, row, rows);
     else
         a.activation == 0 ? gated<uint16_t, silu>(a, row, rows) : gated<uint16_t, gelu_tanh>(a, row, rows);
+}
+void JOIN(add, TUILI_ISA)(const AddArgs& a, int64_t row, int64_t rows) {
+    a.dtype == 0 ? add<float>(a, row, rows) : add<uint16_t>(a, row, rows);
+}
+void JOIN(scale, TUILI_ISA)(const ScaleArgs& a, int64_t row, int64_t rows) {
+    a.dtype == 0 ? scale<float>(a, row, rows) : scale<uint16_t>(a, row, rows);
+}
+void JOIN(softcap, TUILI_ISA)(const SoftcapArgs& a, int64_t row, int64_t rows) {
+    a.dtype == 0 ? softcap<float>(a, row, rows) : softcap<uint16_t>(a, row, rows);
 }
