@@ -8,6 +8,7 @@ from tuili.ops.cpu.integer import int4_linear, int8_linear
 from tuili.ops.cpu.library import Description, describe, set_threads, use_isa
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
+from tuili.ops.cpu.store import store_floats, store_int4, store_int8
 
 if describe().built:
     from tuili.ops.cpu import kernels  # noqa: F401 (registers them)
@@ -23,6 +24,9 @@ __all__ = [
     "packed_linear",
     "packed_shape",
     "set_threads",
+    "store_floats",
+    "store_int4",
+    "store_int8",
     "unpack",
     "use_isa",
 ]

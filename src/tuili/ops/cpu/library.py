@@ -43,6 +43,7 @@ NormArgs = _struct("NormArgs", "x weight out", "rows heads dim x_stride dtype", 
 RotateArgs = _struct("RotateArgs", "x cos sin out", "rows heads dim half x_stride dtype")
 GatedArgs = _struct("GatedArgs", "x out", "rows dim activation dtype")
 WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
+StoreArgs = _struct("StoreArgs", "matrix tiles scales zeros", "rows inputs stride dtype bits group")
 
 CALLS = {
     "linear": LinearArgs,
@@ -53,6 +54,7 @@ CALLS = {
     "rotate": RotateArgs,
     "gated": GatedArgs,
     "write_kv": WriteArgs,
+    "store": StoreArgs,
 }
 
 

@@ -85,4 +85,14 @@ struct WriteArgs {
     const int64_t* slots;
     int64_t count, row, k_stride, v_stride, element_bytes;
 };
+
+// matrix[rows, inputs] (row n at n * stride) into tiles: bits 0 as it is, 8 or 4 rounded, with scales and (or none)
+// zeros as QuantizedArgs has them.
+struct StoreArgs {
+    const void* matrix;
+    void* tiles;
+    void* scales;
+    void* zeros;
+    int64_t rows, inputs, stride, dtype, bits, group;
+};
 }

@@ -161,6 +161,10 @@ void tuili_gated(const GatedArgs* a) {
     row_pieces(a->rows, a->dim * 2, [&](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
 }
 
+void tuili_store(const StoreArgs* a) {
+    parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
+}
+
 void tuili_write_kv(const WriteArgs* a) {
     int64_t bytes = a->row * a->element_bytes;
     for (int64_t i = 0; i < a->count; i++) {

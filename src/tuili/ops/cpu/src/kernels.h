@@ -21,6 +21,7 @@ struct Kernels {
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
     void (*rotate)(const RotateArgs&, int64_t row, int64_t rows);
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
+    void (*store)(const StoreArgs&, int64_t tile);
 };
 
 const Kernels* avx512_kernels();

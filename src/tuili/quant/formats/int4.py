@@ -1,0 +1,70 @@
+"""4-bit weights, a float16 scale (not symmetric: and a zero point) per group of inputs; int8 activations (W4A8), or
+floats (W4A16)."""
+
+from __future__ import annotations
+
+import torch
+
+from tuili.base.errors import ConfigError
+from tuili.ops.cpu import Arena, int4_linear
+from tuili.ops.cpu.integer import by_output, by_tile, int4_rows, pack_int4, unpack_int4
+from tuili.ops.cpu.store import store_int4
+from tuili.ops.reference import linear
+from tuili.quant.scheme import GROUPS, TILE, Scheme
+from tuili.quant.weight import Codes, Tensors, Weight, formats
+
+
+@formats.register("int4")
+class Int4:
+    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
+        if scheme.group not in GROUPS:
+            raise ConfigError(f"int4 with group={scheme.group}: the group must be one of {GROUPS}")
+        tiles, groups = -(-out // TILE), -(-into // scheme.group)
+        tensors = {
+            "tiles": arena.empty((tiles, groups * scheme.group // 8, TILE, 4), torch.uint8),
+            "scales": arena.empty((tiles, groups, TILE), torch.float16),
+        }
+        if not scheme.symmetric:
+            tensors["zeros"] = arena.empty((tiles, groups, TILE), torch.uint8)
+        return tensors
+
+    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        part = self._part(weight, start, len(rows))
+        store_int4(rows, weight.scheme.group, part["tiles"], part["scales"], part.get("zeros"))
+
+    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
+        part = self._part(weight, start, len(codes.values))
+        part["tiles"].copy_(pack_int4(codes.values, weight.scheme.group))
+        part["scales"].copy_(by_tile(codes.scales))
+        if codes.zeros is not None:
+            part["zeros"].copy_(by_tile(codes.zeros))
+
+    def _part(self, weight: Weight, start: int, count: int) -> Tensors:
+        first, end = start // TILE, -(-(start + count) // TILE)
+        return {name: tensor[first:end] for name, tensor in weight.tensors.items()}
+
+    def dequant(self, weight: Weight) -> torch.Tensor:
+        tiles, scales = weight.tensors["tiles"], by_output(weight.tensors["scales"], weight.out)
+        codes = unpack_int4(tiles, weight.out, tiles.shape[1] * 8)
+        zeros = by_output(weight.tensors["zeros"], weight.out) if "zeros" in weight.tensors else None
+        return self._floats(weight, codes, scales, zeros)
+
+    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if weight.scheme.weight_only:
+            return linear.reference(x, self.dequant(weight), bias)
+        t = weight.tensors
+        return int4_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        t, tile, lane = weight.tensors, ids // TILE, ids % TILE
+        zeros = t["zeros"][tile, :, lane] if "zeros" in t else None
+        return self._floats(weight, int4_rows(t["tiles"], ids), t["scales"][tile, :, lane], zeros)
+
+    def _floats(
+        self, weight: Weight, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``codes`` [n, padded inputs], ``scales`` and ``zeros`` [n, groups] to weights [n, into]."""
+        grouped = codes.view(len(codes), scales.shape[1], -1).float()
+        offset = 8.0 if zeros is None else zeros.float().unsqueeze(-1)
+        floats = ((grouped - offset) * scales.float().unsqueeze(-1)).flatten(1).to(weight.dtype)
+        return floats[:, : weight.into].contiguous()
