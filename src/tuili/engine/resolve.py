@@ -231,7 +231,6 @@ def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: in
 
 def effective(config: Config) -> dict[str, Any]:
     """The resolved numbers by name, for logs and reports."""
-    names = ("model", "device", "dtype", "quantization", "threads", "max_model_len", "max_num_seqs")
-    names += ("max_num_batched_tokens",)
+    names = "model device dtype quantization threads max_model_len max_num_seqs max_num_batched_tokens"
     blocks = config.num_gpu_blocks_override or 0
-    return {name: getattr(config, name) for name in names} | {"kv_tokens": blocks * config.block_size}
+    return {name: getattr(config, name) for name in names.split()} | {"kv_tokens": blocks * config.block_size}

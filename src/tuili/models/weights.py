@@ -116,14 +116,16 @@ def load_weights(
                     progress(target, done, total)
 
 
-Fill = Callable[[int, "torch.Tensor"], None]
+Fill = Callable[[int, "torch.Tensor"], object]
 
 
 def _room(
     model: Decoder, name: str, meta: torch.Tensor, dtype: torch.dtype, scheme: Scheme | None, arena: Arena
 ) -> tuple[list[tuple[int, int]], Fill]:
-    """Make the real tensor of parameter ``name``, which is on ``meta``: the slices in which it wants its rows, and where
-    they go."""
+    """Make the real tensor of parameter ``name``, which is on ``meta``.
+
+    The slices in which it wants its rows, and what takes them.
+    """
     import torch
 
     from tuili.layers.linear import Matrix
@@ -132,7 +134,8 @@ def _room(
     path, kind = name.rsplit(".", 1)
     module = model.get_submodule(path)
     if scheme is not None and kind == "weight" and isinstance(module, Matrix):
-        weight = Weight.empty(*meta.shape, scheme, dtype, arena)
+        out, into = meta.shape
+        weight = Weight.empty(out, into, scheme, dtype, arena)
         module.hold(weight)
         return weight.slices(), weight.fill
     plain = torch.empty(meta.shape, dtype=dtype)

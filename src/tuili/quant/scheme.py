@@ -16,8 +16,8 @@ TILE = 16
 class Scheme:
     """``format`` names the packing (``tuili.quant.formats``).
 
-    ``group``: inputs that share a scale (0: all of a row's); ``symmetric``: no zero points; ``weight_only``: activations
-    stay floats, instead of being rounded to int8 per row.
+    ``group``: inputs that share a scale (0: all of a row's); ``symmetric``: no zero points; ``weight_only``:
+    activations stay floats, instead of being rounded to int8 per row.
     """
 
     format: str = "dense"

@@ -74,7 +74,8 @@ class Weight:
     @staticmethod
     def of(matrix: torch.Tensor, scheme: Scheme, arena: Arena) -> Weight:
         """``matrix`` [out, into] stored by ``scheme``, for activations of its dtype."""
-        weight = Weight.empty(*matrix.shape, scheme, matrix.dtype, arena)  # type: ignore[call-arg, arg-type]
+        out, into = matrix.shape
+        weight = Weight.empty(out, into, scheme, matrix.dtype, arena)
         for start, end in weight.slices():
             weight.fill(start, matrix[start:end])
         return weight

@@ -28,7 +28,7 @@ def round_int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def round_int4(
     matrix: torch.Tensor, group: int, symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Codes 0..15 in uint8, and per ``group`` of a row's inputs a scale, rounded to float16 before the codes are chosen.
+    """Codes 0..15 in uint8, and per ``group`` of a row's inputs a scale, made float16 before the codes are chosen.
 
     Symmetric: zero is code 8, and -8 to 7 span the group. Else the group's range, widened to hold zero, spans 0 to 15,
     and there are zero points (uint8).
