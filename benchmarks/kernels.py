@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from tuili import ops
 from tuili.ops import cpu
+from tuili.ops.cpu.store import round_int8
 from tuili.ops.samples import paged
-from tuili.quant.rounding import round_int8
 from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight
 
@@ -91,7 +91,7 @@ def quantized_arms(rows: int, inputs: int, outputs: int, scheme: Scheme) -> tupl
     x = torch.randn(rows, inputs).bfloat16()
     arms: list[Arm] = [("tuili", lambda: [w.matmul(x) for w in stored])]
     if scheme.format == "int8":
-        theirs = [(round_int8(w).values, torch.rand(outputs).bfloat16()) for w in weights]
+        theirs = [(round_int8(w)[0], torch.rand(outputs).bfloat16()) for w in weights]
         arms.insert(0, ("torch", lambda: [torch._weight_int8pack_mm(x, w, s) for w, s in theirs]))
     else:
         codes = [torch.randint(0, 16, (outputs, inputs), dtype=torch.int32) for _ in weights]

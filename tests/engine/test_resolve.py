@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tuili.base.config import Config, dump, load
+from tuili.base.config import Config, dump, load, options
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.engine.resolve import effective, resolve
 from tuili.layers.spec import ModelSpec, RopeSpec
+from tuili.quant.scheme import SCHEMES
 
 GIB = 2**30
 SPEC = ModelSpec("llama", 32_000, 512, 1024, 8, 8, 4, 64, 4096, RopeSpec(64), dtype="bfloat16")
-WEIGHTS = 100 << 20
 
 
 def machine(available: int = 16 * GIB, isa: tuple[str, ...] = ("avx2", "amx_bf16"), **more) -> Hardware:
@@ -25,7 +26,7 @@ def machine(available: int = 16 * GIB, isa: tuple[str, ...] = ("avx2", "amx_bf16
 
 
 def run(hardware: Hardware | None = None, spec: ModelSpec = SPEC, **options) -> Config:
-    return resolve(Config(**options), spec, WEIGHTS, hardware or machine())
+    return resolve(Config(**options), spec, hardware or machine())
 
 
 def test_everything_that_shapes_the_run_has_a_value():
@@ -34,6 +35,7 @@ def test_everything_that_shapes_the_run_has_a_value():
         "model": "m",
         "device": "cpu",
         "dtype": "bfloat16",
+        "quantization": "none",
         "threads": 4,
         "max_model_len": 4096,
         "max_num_seqs": 128,
@@ -44,7 +46,7 @@ def test_everything_that_shapes_the_run_has_a_value():
     assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.kv_bytes_per_token(2)
 
 
-options = st.fixed_dictionaries(
+settings_drawn = st.fixed_dictionaries(
     {},
     optional={
         "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
@@ -57,11 +59,13 @@ options = st.fixed_dictionaries(
         "gpu_memory_utilization": st.floats(0.05, 1.0),
         "enable_chunked_prefill": st.booleans(),
         "threads": st.integers(1, 64),
+        "quantization": st.sampled_from(list(SCHEMES)),
+        "quantization_group_size": st.sampled_from([32, 64, 128]),
     },
 )
 
 
-@given(given=options, memory=st.integers(200 << 20, 64 * GIB), fast=st.booleans())
+@given(given=settings_drawn, memory=st.integers(200 << 20, 64 * GIB), fast=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, tmp_path_factory):
     hardware = machine(memory, ("amx_bf16",) if fast else ())
@@ -69,7 +73,7 @@ def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, tmp
         once = run(hardware, **given)
     except ConfigError:
         assume(False)
-    assert resolve(once, SPEC, WEIGHTS, hardware) == once
+    assert resolve(once, SPEC, hardware) == once
     path = tmp_path_factory.mktemp("config") / "run.toml"
     path.write_text(dump(once))
     assert load(path, {}) == once
@@ -115,6 +119,8 @@ def test_a_gpu_is_used_where_there_is_one():
         ({"num_gpu_blocks_override": 10}, "--max-model-len 160"),
         ({"kv_cache_memory_bytes": 1}, "--kv-cache-memory-bytes"),
         ({"num_gpu_blocks_override": 10**7}, "more memory than there is"),
+        ({"quantization": "int8", "quantization_group_size": 64}, "int4"),
+        ({"quantization": "int4", "quantization_group_size": 48}, "32, 64, 128"),
     ],
 )
 def test_contradictions_say_what_would_work(given, said):
@@ -126,6 +132,25 @@ def test_budgets_adapt_to_each_other():
     assert run(max_num_seqs=3000).max_num_batched_tokens == 3000
     assert run(max_num_batched_tokens=50).max_num_seqs == 50
     assert run(enable_chunked_prefill=False).max_num_batched_tokens == 4096
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_quantization_is_resolved(name):
+    config = run(quantization=name)
+    assert config.quantization_group_size == (32 if "int4" in name else None)
+    with pytest.raises(ConfigError, match="int4_weight_only"):
+        Config(quantization="int44")
+    choices = next(o.metadata["choices"] for o in options("model") if o.name == "quantization")
+    assert set(choices) == set(SCHEMES)
+
+
+def test_a_model_that_is_too_large_is_offered_smaller_weights():
+    large = replace(SPEC, hidden_size=4096, intermediate_size=14336, num_layers=32)
+    with pytest.raises(ConfigError, match="--quantization int8"):
+        run(machine(7 * GIB), large)
+    with pytest.raises(ConfigError, match="--quantization int4 "):
+        run(machine(5 * GIB), large)
+    assert run(machine(5 * GIB), large, quantization="int4").num_gpu_blocks_override
 
 
 @pytest.mark.parametrize("memory", [230, 250, 290, 300])
@@ -141,5 +166,5 @@ def test_the_table_and_its_remedies(memory):
     proposed = re.findall(r"^  --([a-z-]+) (\S+)", text.split("What would fit:")[1], re.MULTILINE)
     assert proposed or "a machine with" in text
     for flag, value in proposed:
-        kind = {"dtype": str, "gpu-memory-utilization": float}.get(flag, int)
+        kind = {"dtype": str, "quantization": str, "gpu-memory-utilization": float}.get(flag, int)
         run(hardware, **{**settings_given, flag.replace("-", "_"): kind(value)})

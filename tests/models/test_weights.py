@@ -159,7 +159,7 @@ def test_progress_counts_to_the_end(tiny: Tiny) -> None:
     size = sum(p.numel() * 2 for p in model.parameters())
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
     assert calls[-1][1:] == (size, size)
-    assert "model.layers.0.self_attn.q_proj.bias" in [name for name, _, _ in calls]
+    assert "layers.0.attention.qkv_proj.bias" in [name for name, _, _ in calls]
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 

@@ -18,14 +18,17 @@ from tuili.ops.cpu.integer import (
     unpack_int4,
     unpack_int8,
 )
-from tuili.quant.rounding import round_int4, round_int8
+from tuili.ops.cpu.store import _floats_args as store_floats_args
+from tuili.ops.cpu.store import round_int4, round_int8
 from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight, formats
 
 SCHEMES = [
     Scheme(),
     Scheme("int8"),
+    Scheme("int8", weight_only=True),
     *(Scheme("int4", group, symmetric) for group in (32, 64, 128) for symmetric in (True, False)),
+    *(Scheme("int4", group, symmetric, weight_only=True) for group, symmetric in ((32, True), (64, False))),
 ]
 DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(96, 256), (41, 100), (16, 33)]
@@ -49,7 +52,7 @@ class TestWeight:
         weight = Weight.of(matrix(*size, dtype), scheme, cpu.Arena())
         x, bias = matrix(9, size[1], dtype, 1), matrix(1, size[0], dtype, 2)[0]
         rounded = x.float()
-        if scheme.format != "dense":
+        if scheme.format != "dense" and not scheme.weight_only:
             codes, factor = round_rows(x)
             rounded = codes * factor
         expected = rounded @ weight.dequant().float().T + bias.float()
@@ -81,10 +84,9 @@ class TestWeight:
 
 @pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
 def test_int8_kernel_equals_its_reference_to_the_bit() -> None:
-    codes = round_int8(matrix(77, 515, torch.float32))
+    codes, scales = round_int8(matrix(77, 515, torch.float32))
     x = matrix(11, 515, torch.float32, 1)
-    assert codes.scales is not None
-    args = (x, pack_int8(codes.values), codes.scales[:, 0].contiguous(), 77)
+    args = (x, pack_int8(codes), scales[:, 0].contiguous(), 77)
     for isa in ("avx512", "avx2"):
         try:
             cpu.use_isa(isa)
@@ -109,15 +111,13 @@ def test_integer_packing_is_a_bijection(size: tuple[int, int]) -> None:
 def test_rounding_errs_by_half_a_step(symmetric: bool) -> None:
     weight = matrix(64, 256, torch.float32)
     weight[3] = 0
-    four = round_int4(weight, 32, symmetric)
-    assert four.scales is not None
-    scale = four.scales.float().repeat_interleave(32, 1)
-    zero = 8.0 if four.zeros is None else four.zeros.float().repeat_interleave(32, 1)
-    error = ((four.values.float() - zero) * scale - weight).abs()
+    codes, scales, zeros = round_int4(weight, 32, symmetric)
+    scale = scales.float().repeat_interleave(32, 1)
+    zero = 8.0 if zeros is None else zeros.float().repeat_interleave(32, 1)
+    error = ((codes.float() - zero) * scale - weight).abs()
     assert float((error / scale).max()) <= (0.51 if symmetric else 1.01)  # a rounded zero point may cost another half
-    eight = round_int8(weight)
-    assert eight.scales is not None
-    assert float(((eight.values * eight.scales - weight).abs() / eight.scales).max()) <= 0.501
+    codes, scales = round_int8(weight)
+    assert float(((codes * scales - weight).abs() / scales).max()) <= 0.501
 
 
 def test_an_unknown_format_or_group_is_named() -> None:
@@ -125,3 +125,28 @@ def test_an_unknown_format_or_group_is_named() -> None:
         formats.get("int9")
     with pytest.raises(ConfigError, match="group=48"):
         Weight.of(matrix(16, 96, torch.float32), Scheme("int4", 48), cpu.Arena())
+
+
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_storing_kernels_equal_their_references_to_the_bit(isa: str, dtype: torch.dtype) -> None:
+    try:
+        cpu.use_isa(isa)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    try:
+        for name in ("store_floats", "store_int8", "store_int4"):
+            for seed, sample in enumerate(ops.table[name].samples()):
+                expected, have = (sample.make(torch.Generator().manual_seed(seed))[0] for _ in range(2))
+                scale = 10.0 ** (seed % 7 - 5)  # down to float16's small scales
+                stored = torch.float32 if name == "store_floats" and dtype == torch.float16 else dtype
+                expected, have = (((a[0] * scale).to(stored), *a[1:]) for a in (expected, have))
+                if name == "store_floats":
+                    expected, have = (store_floats_args(a[0]) for a in (expected, have))
+                ops.table[name].reference(*expected)
+                ops.table[name].implementations["cpu"](*have)
+                for e, h in zip(expected, have, strict=True):
+                    assert e is None or e is h or isinstance(e, int) or torch.equal(e, h), (name, sample.name)
+    finally:
+        cpu.use_isa("")

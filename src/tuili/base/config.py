@@ -78,6 +78,15 @@ class Config:
     enforce_eager: bool = option(
         False, "Never replay captured decode steps: every op is called anew (to compare, to hunt bugs).", group="model"
     )
+    quantization: str = option(
+        "none",
+        "Round the weights while they load: int8 and int4 with int8 activations, or weights only; none: as they are.",
+        group="model",
+        choices=("none", "int8", "int8_weight_only", "int4", "int4_weight_only"),
+    )
+    quantization_group_size: int | None = option(
+        None, "Inputs that share a scale of int4 weights: 32, 64 or 128; default: 32.", group="model", minimum=1
+    )
     threads: int | None = option(None, "CPU threads of the model; default: the cores.", group="model", minimum=1)
 
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)

@@ -46,11 +46,9 @@ def _resolved(settings: Settings) -> Settings:
     from tuili.base.hardware import probe
     from tuili.engine.resolve import resolve
     from tuili.models.checkpoint import open_checkpoint
-    from tuili.models.weights import weight_files
 
     checkpoint = open_checkpoint(settings.config.model, settings.config.revision)
-    weight_bytes = sum(path.stat().st_size for path in weight_files(checkpoint.path))
-    config = resolve(settings.config, checkpoint.spec, weight_bytes, probe())
+    config = resolve(settings.config, checkpoint.spec, probe())
     changed = {name for name in settings.sources if getattr(config, name) != getattr(settings.config, name)}
     return Settings(config, {**settings.sources, **dict.fromkeys(changed, RESOLVED)})
 

@@ -24,6 +24,7 @@ from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
 from tuili.models.weights import weight_files
+from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
     from tuili.layers.decoder import Decoder
@@ -44,8 +45,8 @@ def build(
         lambda tools: find_template(checkpoint.path, checkpoint.tokenizer_config, config.chat_template, tools=tools)
     )
     template(False)  # a missing --chat-template is told before the weights are loaded
-    weight_bytes = sum(path.stat().st_size for path in weight_files(checkpoint.path))
-    resolved = resolve(config, checkpoint.spec, weight_bytes, probe())
+    weight_files(checkpoint.path)  # missing weights are told before what they would take
+    resolved = resolve(config, checkpoint.spec, probe())
     log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
     limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
     return TextEngine(
@@ -110,16 +111,18 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
     from tuili import ops
     from tuili.models.weights import load_model
     from tuili.ops import cpu
-    from tuili.quant.scheme import Scheme
 
     threads = cast(int, config.threads)
     torch.set_num_threads(threads)
-    model = load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress)
     kernels = config.kernels == "auto" and cpu.describe().built
     if kernels:
         cpu.set_threads(threads)
-        model.store(Scheme())
     elif config.kernels == "auto":
         log.info("kernels: %s", cpu.describe().why)
     ops.choose("cpu" if kernels else "reference")
-    return model
+    scheme = scheme_of(config.quantization, config.quantization_group_size)
+    if not kernels and scheme == Scheme():
+        return load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress)
+    if not kernels:
+        log.info("quantization: %s on torch's references, exact and slow", config.quantization)
+    return load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress, scheme)

@@ -13,6 +13,7 @@ from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.layers.spec import ModelSpec
+from tuili.quant.scheme import Scheme, scheme_of
 
 log = get(__name__)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,6 +31,7 @@ class Memory:
     activations: int
     block: int
     block_size: int
+    quantization: str = "none"
 
     @property
     def budget(self) -> int:
@@ -40,23 +42,25 @@ class Memory:
         return max(0, self.budget - self.weights - self.activations)
 
 
-def resolve(config: Config, spec: ModelSpec, weight_bytes: int, hardware: Hardware) -> Config:
-    """``config`` with a value for everything that shapes the run. ``weight_bytes`` are the checkpoint's, in its dtype.
+def resolve(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
+    """``config`` with a value for everything that shapes the run.
 
     ConfigError for settings that contradict each other or the model, and, with a table of what takes the memory, for
     those that do not fit the machine.
     """
     device = _device(config, hardware)
+    scheme = scheme_of(config.quantization, config.quantization_group_size)
     config = config.with_(
         device=device,
         dtype=_dtype(config, spec, device, hardware),
         served_model_name=config.served_model_name or config.model,
         max_model_len=_max_model_len(config, spec),
         threads=config.threads or hardware.cores,
+        quantization_group_size=scheme.group or None,
     )
     config = _step_sizes(config)
-    memory = memory_of(config, spec, weight_bytes, hardware)
-    blocks = _num_blocks(config, memory)
+    memory = memory_of(config, spec, hardware)
+    blocks = _num_blocks(config, spec, memory)
     return config.with_(num_gpu_blocks_override=blocks, kv_cache_memory_bytes=blocks * memory.block)
 
 
@@ -112,15 +116,26 @@ def _step_sizes(config: Config) -> Config:
 # --------------------------------------------------------------------------------------------------------- the memory
 
 
-def memory_of(config: Config, spec: ModelSpec, weight_bytes: int, hardware: Hardware) -> Memory:
+def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
     """The memory of a config whose dtype, device and step sizes are resolved."""
     size = BYTES[config.dtype]
     block = config.block_size * spec.kv_bytes_per_token(size)
     available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
-    weights = weight_bytes * size // BYTES.get(spec.dtype, size)
+    weights = weight_bytes(spec, scheme_of(config.quantization, config.quantization_group_size), size)
     return Memory(
-        available, config.gpu_memory_utilization, weights, _activations(config, spec, size), block, config.block_size
+        available,
+        config.gpu_memory_utilization,
+        weights,
+        _activations(config, spec, size),
+        block,
+        config.block_size,
+        config.quantization,
     )
+
+
+def weight_bytes(spec: ModelSpec, scheme: Scheme, size: int) -> int:
+    """What the weights take as they are stored (whole tiles, scales); ``size``: bytes of the model's floats."""
+    return spec.vector_floats * size + sum(n * scheme.nbytes(out, into, size) for out, into, n in spec.matrices())
 
 
 def _activations(config: Config, spec: ModelSpec, size: int) -> int:
@@ -131,7 +146,7 @@ def _activations(config: Config, spec: ModelSpec, size: int) -> int:
     return (config.max_num_batched_tokens or 0) * per_token + (config.max_num_seqs or 0) * per_row
 
 
-def _num_blocks(config: Config, memory: Memory) -> int:
+def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
     """KV blocks: as told, else what all rows could need at once, as far as memory goes."""
     longest = -(-(config.max_model_len or 0) // config.block_size)
     if config.num_gpu_blocks_override is not None:
@@ -145,7 +160,7 @@ def _num_blocks(config: Config, memory: Memory) -> int:
             f"{source} gives {blocks * config.block_size} tokens of KV cache, and one request of --max-model-len "
             f"{config.max_model_len} needs {longest * config.block_size}.\n"
             + memory_table(memory, blocks)
-            + "\n".join(["", "What would fit:", *_remedies(config, memory, blocks, longest)])
+            + "\n".join(["", "What would fit:", *_remedies(config, spec, memory, blocks, longest)])
         )
     taken = memory.weights + memory.activations + blocks * memory.block
     if taken > memory.available:
@@ -168,7 +183,7 @@ def memory_table(memory: Memory, num_blocks: int) -> str:
     rows = [
         ("available", memory.available, ""),
         ("may be used", memory.budget, f"--gpu-memory-utilization {memory.share:g}"),
-        ("weights", memory.weights, ""),
+        ("weights", memory.weights, "" if memory.quantization == "none" else f"--quantization {memory.quantization}"),
         ("activations", memory.activations, "from --max-num-batched-tokens and --max-num-seqs"),
         ("left for KV", memory.for_kv, f"{memory.for_kv // memory.block * memory.block_size} tokens"),
         ("KV per 1k tokens", memory.block * 1000 // memory.block_size, ""),
@@ -181,7 +196,7 @@ def in_mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _remedies(config: Config, memory: Memory, blocks: int, longest: int) -> list[str]:
+def _remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, longest: int) -> list[str]:
     """Settings that fit, computed; each alone is enough."""
     needed = longest * memory.block
     found = []
@@ -196,14 +211,26 @@ def _remedies(config: Config, memory: Memory, blocks: int, longest: int) -> list
         found.append(f"  --gpu-memory-utilization {share:g}")
     if config.dtype == "float32" and memory.budget >= memory.activations + (memory.weights + needed) // 2:
         found.append("  --dtype bfloat16 (halves weights and KV; slower where the CPU has no bfloat16)")
+    found += _smaller_weights(config, spec, memory, needed)
     if not found or blocks < 1:
         total = memory.weights + memory.activations + needed
         found.append(f"  a machine with {in_mib(int(total / memory.share))} free, or a smaller model")
     return found
 
 
+def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: int) -> list[str]:
+    """The widest ``--quantization`` with which the weights leave ``needed`` bytes for the KV cache, where one does."""
+    if config.quantization != "none" or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
+        return []
+    for name in ("int8", "int4"):
+        weights = weight_bytes(spec, scheme_of(name), BYTES[config.dtype])
+        if weights + memory.activations + needed <= memory.budget:
+            return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
+    return []
+
+
 def effective(config: Config) -> dict[str, Any]:
     """The resolved numbers by name, for logs and reports."""
-    names = ("model", "device", "dtype", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    names = "model device dtype quantization threads max_model_len max_num_seqs max_num_batched_tokens"
     blocks = config.num_gpu_blocks_override or 0
-    return {name: getattr(config, name) for name in names} | {"kv_tokens": blocks * config.block_size}
+    return {name: getattr(config, name) for name in names.split()} | {"kv_tokens": blocks * config.block_size}

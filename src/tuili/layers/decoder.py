@@ -9,7 +9,7 @@ from torch import nn
 
 from tuili import ops
 from tuili.layers.attention import Attention, Batch
-from tuili.layers.linear import Embedding, Linear
+from tuili.layers.linear import Embedding, Linear, Matrix
 from tuili.layers.mlp import GatedMLP
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles, Rope
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
         """Keep every matrix as ``scheme`` says (``Scheme()``: in the order of the CPU kernels). Inference only."""
         arena = Arena()
         for module in self.modules():
-            if isinstance(module, Linear | Embedding):
+            if isinstance(module, Matrix):
                 module.store(scheme, arena)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -11,20 +11,31 @@ from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight
 
 
-class Linear(nn.Module):
-    """``x`` [rows, in] to [rows, out]. ``parts``: output sizes of the projections fused into the weight, in order."""
+class Matrix(nn.Module):
+    """A matrix [out, into]: a parameter, or, for inference, ``stored`` in a format."""
 
-    def __init__(self, into: int, parts: int | tuple[int, ...], bias: bool = False):
+    def __init__(self, out: int, into: int):
         super().__init__()
-        self.parts = (parts,) if isinstance(parts, int) else parts
-        self.weight = nn.Parameter(torch.empty(sum(self.parts), into))
-        self.bias = nn.Parameter(torch.empty(sum(self.parts))) if bias else None
+        self.weight = nn.Parameter(torch.empty(out, into))
         self.stored: Weight | None = None
 
     def store(self, scheme: Scheme, arena: Arena) -> None:
         """Keep the weight as ``scheme`` says, for inference; the parameter and its memory go."""
-        self.stored = Weight.of(self.weight.data, scheme, arena)
+        self.hold(Weight.of(self.weight.data, scheme, arena))
+
+    def hold(self, weight: Weight) -> None:
+        """Compute with ``weight`` from now on; the parameter goes."""
+        self.stored = weight
         self.register_parameter("weight", None)
+
+
+class Linear(Matrix):
+    """``x`` [rows, in] to [rows, out]. ``parts``: output sizes of the projections fused into the weight, in order."""
+
+    def __init__(self, into: int, parts: int | tuple[int, ...], bias: bool = False):
+        self.parts = (parts,) if isinstance(parts, int) else parts
+        super().__init__(sum(self.parts), into)
+        self.bias = nn.Parameter(torch.empty(sum(self.parts))) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.stored is not None:
@@ -32,19 +43,15 @@ class Linear(nn.Module):
         return ops.linear(x, self.weight, self.bias)
 
 
-class Embedding(nn.Module):
-    """Token ids [n] to vectors [n, dim], times ``scale`` rounded to the weight's dtype (Gemma: sqrt(dim))."""
+class Embedding(Matrix):
+    """Token ids [n] to vectors [n, dim], times ``scale`` rounded to the weight's dtype (Gemma: sqrt(dim)).
+
+    One copy of the weight serves look-up and, where the head is tied, ``scores``.
+    """
 
     def __init__(self, vocab: int, dim: int, scale: float | None = None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab, dim))
+        super().__init__(vocab, dim)
         self.scale = scale
-        self.stored: Weight | None = None
-
-    def store(self, scheme: Scheme, arena: Arena) -> None:
-        """As ``Linear.store``. One copy serves look-up and, where the head is tied, ``scores``."""
-        self.stored = Weight.of(self.weight.data, scheme, arena)
-        self.register_parameter("weight", None)
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` [n, dim] times every token's vector: [n, vocab]. The head of a model whose head is tied."""

@@ -1,8 +1,9 @@
 """Weights from a Hugging Face directory into a ``Decoder``, and back to their names. Safetensors only, never pickles.
 
 Torch is imported by the functions, not by the module: scanning this folder for families must work without it.
-Files are memory-mapped and copied tensor by tensor into parameters that are made once, so that memory peaks at the
-model's own size. Everything wrong with the set of tensors is reported together, before any weight is read.
+Files are memory-mapped and stored slice by slice in what is made once, rounded on the way where the scheme says so, so
+that memory peaks at the model's own size. Everything wrong with the set of tensors is reported together, before any
+weight is read.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
     import torch
 
     from tuili.layers.decoder import Decoder
+    from tuili.ops.cpu import Arena
+    from tuili.quant.scheme import Scheme
+    from tuili.quant.weight import Weight
 
 log = get(__name__)
 
-#: Called with a tensor's name, the bytes loaded so far and the bytes in all (of the loaded model, not of the files).
+#: Called with a parameter's name, the bytes loaded so far and the bytes in all (counted in the model's dtype).
 Progress = Callable[[str, int, int], None]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -43,10 +47,17 @@ class Slot:
     rows: int
 
 
-def load_model(checkpoint: Checkpoint, dtype: str, max_model_len: int, progress: Progress | None = None) -> Decoder:
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: str,
+    max_model_len: int,
+    progress: Progress | None = None,
+    scheme: Scheme | None = None,
+) -> Decoder:
     """The checkpoint's model, weights in ``dtype`` (float32, bfloat16, float16), ready for ``max_model_len`` tokens.
 
-    Evaluation mode, no gradients. Raises ModelError, ConfigError for an unknown ``dtype``.
+    ``scheme``: how its matrices are stored; None: as plain parameters. Evaluation mode, no gradients. Raises
+    ModelError, ConfigError for an unknown ``dtype``.
     """
     import torch
 
@@ -59,7 +70,7 @@ def load_model(checkpoint: Checkpoint, dtype: str, max_model_len: int, progress:
         raise ModelError(f"config.json: quantization_config={kind!r} is not supported; use the unquantized checkpoint")
     with torch.device("meta"):
         model = Decoder(checkpoint.spec)
-    load_weights(model, checkpoint.family, checkpoint.path, getattr(torch, dtype), progress)
+    load_weights(model, checkpoint.family, checkpoint.path, getattr(torch, dtype), progress, scheme)
     model.requires_grad_(False).eval()
     if checkpoint.spec.rope.kind in ("dynamic", "longrope") and max_model_len > checkpoint.spec.rope.original_len:
         log.info(
@@ -71,35 +82,85 @@ def load_model(checkpoint: Checkpoint, dtype: str, max_model_len: int, progress:
 
 
 def load_weights(
-    model: Decoder, family: type[Family], directory: Path, dtype: torch.dtype, progress: Progress | None = None
+    model: Decoder,
+    family: type[Family],
+    directory: Path,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    scheme: Scheme | None = None,
 ) -> None:
     """Fill ``model`` (on meta) from the ``*.safetensors`` of ``directory``. ModelError lists all that is wrong."""
+    from tuili.models.source import Source
+    from tuili.ops.cpu import Arena
+
     expected = slots(model, family.names)
     with ExitStack() as stack:
         files = [(path, stack.enter_context(_open(path))) for path in weight_files(directory)]
         found = _match(files, family, expected)
         _check(model, expected, found, directory)
-        model.to(dtype).to_empty(device="cpu")  # in this order: nothing is made in another dtype first
+        parts: dict[str, list[str]] = {}
+        for name in sorted(expected, key=lambda name: expected[name].start):
+            parts.setdefault(expected[name].parameter, []).append(name)
         parameters = dict(model.named_parameters())
-        total = sum(p.numel() * p.element_size() for p in parameters.values())
-        done = 0
-        for name, (file, stored) in found.items():
-            slot = expected[name]
-            target = parameters[slot.parameter].data[slot.start : slot.start + slot.rows]
-            target.copy_(file.get_tensor(stored))
-            done += target.numel() * target.element_size()
-            if progress is not None:
-                progress(stored, done, total)
+        total = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
+        done, arena = 0, Arena()
+        for target, parameter in parameters.items():
+            read = [found[name] for name in parts[target]]
+            source = Source([file.get_tensor(stored) for file, stored in read])
+            slices, fill = _room(model, target, parameter, dtype, scheme, arena)
+            for start, end in slices:
+                fill(start, source.read(start, end))
+                source.release(start, end)
+                done += (end - start) * parameter[:1].numel() * dtype.itemsize
+                if progress is not None:
+                    progress(target, done, total)
+
+
+Fill = Callable[[int, "torch.Tensor"], object]
+
+
+def _room(
+    model: Decoder, name: str, meta: torch.Tensor, dtype: torch.dtype, scheme: Scheme | None, arena: Arena
+) -> tuple[list[tuple[int, int]], Fill]:
+    """Make the real tensor of parameter ``name``, which is on ``meta``.
+
+    The slices in which it wants its rows, and what takes them.
+    """
+    import torch
+
+    from tuili.layers.linear import Matrix
+    from tuili.quant.weight import Weight
+
+    path, kind = name.rsplit(".", 1)
+    module = model.get_submodule(path)
+    if scheme is not None and kind == "weight" and isinstance(module, Matrix):
+        out, into = meta.shape
+        weight = Weight.empty(out, into, scheme, dtype, arena)
+        module.hold(weight)
+        return weight.slices(), weight.fill
+    plain = torch.empty(meta.shape, dtype=dtype)
+    module.register_parameter(kind, torch.nn.Parameter(plain))
+    return [(0, len(plain))], lambda start, rows: plain.copy_(rows)
 
 
 def to_hf(model: Decoder, family: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's tensors under the names of a Hugging Face checkpoint (views, to be saved or copied).
+    """The model's tensors under the names of a Hugging Face checkpoint, to be saved or copied.
 
-    ``family`` is an architecture's name; by default the spec's own.
+    Views of parameters; matrices that are stored in a format come as what they mean (of a rounded one: the rounded
+    numbers), made one at a time. ``family`` is an architecture's name; by default the spec's own.
     """
-    parameters = dict(model.named_parameters())
     for name, slot in slots(model, families.get(family or model.spec.family).names).items():
-        yield name, parameters[slot.parameter].data[slot.start : slot.start + slot.rows]
+        path, kind = slot.parameter.rsplit(".", 1)
+        module = model.get_submodule(path)
+        stored = _stored(module) if kind == "weight" else None
+        tensor = getattr(module, kind).data if stored is None else stored.dequant()
+        yield name, tensor[slot.start : slot.start + slot.rows]
+
+
+def _stored(module: Any) -> Weight | None:
+    """The weight of a matrix that is stored in a format."""
+    found: Weight | None = getattr(module, "stored", None)
+    return found
 
 
 def slots(model: Decoder, names: Names) -> dict[str, Slot]:
@@ -110,12 +171,20 @@ def slots(model: Decoder, names: Names) -> dict[str, Slot]:
         ours, part = (target, None) if isinstance(target, str) else target
         for layer in range(model.spec.num_layers if "{}" in pattern else 1):
             module = modules.get(ours.format(layer))
-            for kind, value in module.named_parameters(recurse=False) if module is not None else ():
-                start, rows = _rows(module, part, len(value))
+            for kind, length in _lengths(module):
+                start, rows = _rows(module, part, length)
                 walked[f"{pattern.format(layer)}.{kind}"] = Slot(f"{ours.format(layer)}.{kind}", start, rows)
     uncovered = dict(model.named_parameters()).keys() - {slot.parameter for slot in walked.values()}
     assert not uncovered, f"the table of names leaves out {sorted(uncovered)}"
     return walked
+
+
+def _lengths(module: Any) -> Iterator[tuple[str, int]]:
+    """The tensors of a module itself, parameters or stored in a format, and how many rows each has."""
+    if module is not None and (stored := _stored(module)) is not None:
+        yield "weight", stored.out
+    for kind, value in module.named_parameters(recurse=False) if module is not None else ():
+        yield kind, len(value)
 
 
 def _rows(module: Any, part: int | None, rows: int) -> tuple[int, int]:

@@ -9,41 +9,45 @@ import torch
 
 from tuili.base.registry import Registry
 from tuili.ops.cpu import Arena
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import TILE, Scheme
 
 Tensors = dict[str, torch.Tensor]
+#: Elements that are stored at once: what is made on the way stays small, and in the cache.
+SLICE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What an algorithm decided: ``values`` [out, in] (floats of a dense weight, else int8 codes).
+    """What an algorithm decided: ``values`` [out, in], int8 for 8 bits and 0..15 in uint8 for 4.
 
-    ``scales`` and ``zeros`` [out, groups]: a weight is ``(value - zero) * scale``.
+    ``scales`` and ``zeros`` [out, groups]: a weight is ``(value - zero) * scale``; without zeros, zero is 0 for 8 bits
+    and 8 for 4.
     """
 
     values: torch.Tensor
-    scales: torch.Tensor | None = None
+    scales: torch.Tensor
     zeros: torch.Tensor | None = None
 
 
 class WeightFormat(Protocol):
-    """One packing. ``tensors`` are what it stores; the float dtype of a model's activations is ``dtype``."""
+    """One packing. It has no state: what it stores are the ``tensors`` of a ``Weight``."""
 
     def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
-        """Room for an [out, into] matrix."""
+        """Room for an [out, into] matrix of a model whose activations are ``dtype``."""
 
-    def pack(self, codes: Codes, scheme: Scheme, tensors: Tensors) -> None:
-        """Fill ``tensors``."""
+    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        """Store ``rows`` [n, into] (floats) from row ``start`` on, rounded to nearest where the scheme rounds.
 
-    def dequant(self, tensors: Tensors, scheme: Scheme, out: int, into: int) -> torch.Tensor:
+        ``start`` is a multiple of TILE, and n too unless it ends the matrix.
+        """
+
+    def dequant(self, weight: Weight) -> torch.Tensor:
         """The meaning: the matrix [out, into] in the activations' dtype."""
 
-    def matmul(
-        self, x: torch.Tensor, tensors: Tensors, scheme: Scheme, out: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The speed: ``x`` [rows, into] to [rows, out]."""
 
-    def rows(self, ids: torch.Tensor, tensors: Tensors, scheme: Scheme, into: int) -> torch.Tensor:
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         """Rows ``ids`` [n] of the matrix (an embedding's): [n, into]."""
 
 
@@ -52,31 +56,48 @@ formats: Registry[type[WeightFormat]] = Registry("weight format", "tuili.quant.f
 
 @dataclass(frozen=True)
 class Weight:
-    """An [out, into] matrix stored by ``scheme``."""
+    """An [out, into] matrix stored by ``scheme``, for activations of ``dtype``."""
 
     scheme: Scheme
     format: WeightFormat
     tensors: Tensors
     out: int
     into: int
+    dtype: torch.dtype
+
+    @staticmethod
+    def empty(out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Weight:
+        """Room for a matrix; ``fill`` brings it. ConfigError for an unknown format or one that the scheme misfits."""
+        format = formats.get(scheme.format)()
+        return Weight(scheme, format, format.empty(out, into, scheme, dtype, arena), out, into, dtype)
 
     @staticmethod
     def of(matrix: torch.Tensor, scheme: Scheme, arena: Arena) -> Weight:
-        """``matrix`` [out, into] stored by ``scheme``: rounded to nearest where the scheme rounds."""
-        format = formats.get(scheme.format)()
+        """``matrix`` [out, into] stored by ``scheme``, for activations of its dtype."""
         out, into = matrix.shape
-        tensors = format.empty(out, into, scheme, matrix.dtype, arena)
-        format.pack(Codes(matrix), scheme, tensors)
-        return Weight(scheme, format, tensors, out, into)
+        weight = Weight.empty(out, into, scheme, matrix.dtype, arena)
+        for start, end in weight.slices():
+            weight.fill(start, matrix[start:end])
+        return weight
+
+    def slices(self) -> list[tuple[int, int]]:
+        """The rows in pieces [start, end) that are stored at once."""
+        step = max(1, SLICE // max(1, self.into) // TILE) * TILE
+        return [(start, min(start + step, self.out)) for start in range(0, self.out, step)]
+
+    def fill(self, start: int, rows: torch.Tensor) -> None:
+        assert start % TILE == 0
+        assert len(rows) % TILE == 0 or start + len(rows) == self.out
+        self.format.fill(self, start, rows)
 
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return self.format.matmul(x, self.tensors, self.scheme, self.out, bias)
+        return self.format.matmul(self, x, bias)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.format.rows(ids, self.tensors, self.scheme, self.into)
+        return self.format.rows(self, ids)
 
     def dequant(self) -> torch.Tensor:
-        return self.format.dequant(self.tensors, self.scheme, self.out, self.into)
+        return self.format.dequant(self)
 
     @property
     def nbytes(self) -> int:

@@ -9,6 +9,7 @@ from tuili.ops.cpu.library import Description, Program, describe, recorded, set_
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
 from tuili.ops.cpu.probe import peak, read_bandwidth
+from tuili.ops.cpu.store import store_floats, store_int4, store_int8
 
 if describe().built:
     from tuili.ops.cpu import elementwise, kernels  # noqa: F401 (registers them)
@@ -28,6 +29,9 @@ __all__ = [
     "read_bandwidth",
     "recorded",
     "set_threads",
+    "store_floats",
+    "store_int4",
+    "store_int8",
     "unpack",
     "use_isa",
 ]

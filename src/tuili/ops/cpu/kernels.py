@@ -186,3 +186,33 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     out = torch.empty(rows, dim, dtype=x.dtype)
     lib.call("gated", lib.GatedArgs(x.data_ptr(), out.data_ptr(), rows, dim, ACTIVATIONS[activation], CODES[x.dtype]))
     return out
+
+
+def _store(matrix: torch.Tensor, bits: int, group: int, *targets: torch.Tensor | None) -> None:
+    pointers = (None if t is None else t.data_ptr() for t in (matrix, *targets))
+    lib.call("store", lib.StoreArgs(*pointers, *matrix.shape, matrix.stride(0), CODES[matrix.dtype], bits, group))
+
+
+@implement("store_floats", "cpu")
+def store_floats(matrix: torch.Tensor, tiles: torch.Tensor) -> None:
+    if not _suits(matrix, tiles) or matrix.stride(1) != 1 or not tiles.is_contiguous():
+        return table["store_floats"].reference(matrix, tiles)
+    return _store(matrix, 0, 1, tiles, None, None)
+
+
+@implement("store_int8", "cpu")
+def store_int8(matrix: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor) -> None:
+    matrix = matrix.float() if matrix.dtype == torch.float16 else matrix
+    if not _suits(matrix) or matrix.stride(1) != 1 or not tiles.is_contiguous():
+        return table["store_int8"].reference(matrix, tiles, scales)
+    return _store(matrix, 8, 1, tiles, scales, None)
+
+
+@implement("store_int4", "cpu")
+def store_int4(
+    matrix: torch.Tensor, group: int, tiles: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> None:
+    matrix = matrix.float() if matrix.dtype == torch.float16 else matrix
+    if not _suits(matrix) or matrix.stride(1) != 1 or not tiles.is_contiguous():
+        return table["store_int4"].reference(matrix, group, tiles, scales, zeros)
+    return _store(matrix, 4, group, tiles, scales, zeros)

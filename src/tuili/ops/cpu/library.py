@@ -51,6 +51,7 @@ ScaleArgs = _struct("ScaleArgs", "x out", "rows dim dtype", "factor")
 SoftcapArgs = _struct("SoftcapArgs", "x out", "rows dim dtype", "cap")
 EmbeddingArgs = _struct("EmbeddingArgs", "weight ids out", "count bytes")
 WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
+StoreArgs = _struct("StoreArgs", "matrix tiles scales zeros", "rows inputs stride dtype bits group")
 
 CALLS = {
     "linear": LinearArgs,
@@ -65,6 +66,7 @@ CALLS = {
     "softcap": SoftcapArgs,
     "embedding": EmbeddingArgs,
     "write_kv": WriteArgs,
+    "store": StoreArgs,
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from tuili.ops.cpu import Arena, pack, packed_embedding, packed_linear, packed_shape, unpack
-from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Codes, Tensors, formats
+from tuili.ops.cpu import Arena, packed_embedding, packed_linear, packed_shape, unpack
+from tuili.ops.cpu.store import store_floats
+from tuili.quant.scheme import TILE, Scheme
+from tuili.quant.weight import Tensors, Weight, formats
 
 
 @formats.register("dense")
@@ -14,16 +15,15 @@ class Dense:
     def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
         return {"tiles": arena.empty(packed_shape(out, into, dtype), dtype)}
 
-    def pack(self, codes: Codes, scheme: Scheme, tensors: Tensors) -> None:
-        pack(codes.values, tensors["tiles"])
+    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        tiles = weight.tensors["tiles"][start // TILE : -(-(start + len(rows)) // TILE)]
+        store_floats(rows.to(weight.dtype), tiles)
 
-    def dequant(self, tensors: Tensors, scheme: Scheme, out: int, into: int) -> torch.Tensor:
-        return unpack(tensors["tiles"], out, into)
+    def dequant(self, weight: Weight) -> torch.Tensor:
+        return unpack(weight.tensors["tiles"], weight.out, weight.into)
 
-    def matmul(
-        self, x: torch.Tensor, tensors: Tensors, scheme: Scheme, out: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        return packed_linear(x, tensors["tiles"], out, bias)
+    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return packed_linear(x, weight.tensors["tiles"], weight.out, bias)
 
-    def rows(self, ids: torch.Tensor, tensors: Tensors, scheme: Scheme, into: int) -> torch.Tensor:
-        return packed_embedding(tensors["tiles"], into, ids)
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        return packed_embedding(weight.tensors["tiles"], weight.into, ids)

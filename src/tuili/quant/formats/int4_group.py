@@ -1,4 +1,5 @@
-"""4-bit weights, a float16 scale (not symmetric: and a zero point) per group of inputs, int8 activations (W4A8)."""
+"""4-bit weights, a float16 scale (not symmetric: and a zero point) per group of inputs; int8 activations (W4A8), or
+floats (W4A16)."""
 
 from __future__ import annotations
 
@@ -7,12 +8,10 @@ import torch
 from tuili.base.errors import ConfigError
 from tuili.ops.cpu import Arena, int4_linear
 from tuili.ops.cpu.integer import by_output, by_tile, int4_rows, pack_int4, unpack_int4
-from tuili.ops.cpu.packed import TILE
-from tuili.quant.rounding import round_int4
-from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Codes, Tensors, formats
-
-GROUPS = (32, 64, 128)
+from tuili.ops.cpu.store import store_int4
+from tuili.ops.reference import linear
+from tuili.quant.scheme import GROUPS, TILE, Scheme
+from tuili.quant.weight import Codes, Tensors, Weight, formats
 
 
 @formats.register("int4")
@@ -24,41 +23,48 @@ class Int4:
         tensors = {
             "tiles": arena.empty((tiles, groups * scheme.group // 8, TILE, 4), torch.uint8),
             "scales": arena.empty((tiles, groups, TILE), torch.float16),
-            "like": torch.empty(0, dtype=dtype),
         }
         if not scheme.symmetric:
             tensors["zeros"] = arena.empty((tiles, groups, TILE), torch.uint8)
         return tensors
 
-    def pack(self, codes: Codes, scheme: Scheme, tensors: Tensors) -> None:
-        if codes.scales is None:
-            codes = round_int4(codes.values, scheme.group, scheme.symmetric)
-        assert codes.scales is not None
-        tensors["tiles"].copy_(pack_int4(codes.values, scheme.group))
-        tensors["scales"].copy_(by_tile(codes.scales))
+    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        part = self._part(weight, start, len(rows))
+        store_int4(rows, weight.scheme.group, part["tiles"], part["scales"], part.get("zeros"))
+
+    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
+        part = self._part(weight, start, len(codes.values))
+        part["tiles"].copy_(pack_int4(codes.values, weight.scheme.group))
+        part["scales"].copy_(by_tile(codes.scales))
         if codes.zeros is not None:
-            tensors["zeros"].copy_(by_tile(codes.zeros))
+            part["zeros"].copy_(by_tile(codes.zeros))
 
-    def dequant(self, tensors: Tensors, scheme: Scheme, out: int, into: int) -> torch.Tensor:
-        codes = unpack_int4(tensors["tiles"], out, tensors["tiles"].shape[1] * 8)
-        zeros = by_output(tensors["zeros"], out) if "zeros" in tensors else None
-        return self._floats(codes, by_output(tensors["scales"], out), zeros, tensors)[:, :into].contiguous()
+    def _part(self, weight: Weight, start: int, count: int) -> Tensors:
+        first, end = start // TILE, -(-(start + count) // TILE)
+        return {name: tensor[first:end] for name, tensor in weight.tensors.items()}
 
-    def matmul(
-        self, x: torch.Tensor, tensors: Tensors, scheme: Scheme, out: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        return int4_linear(x, tensors["tiles"], tensors["scales"], tensors.get("zeros"), out, scheme.group, bias)
+    def dequant(self, weight: Weight) -> torch.Tensor:
+        tiles, scales = weight.tensors["tiles"], by_output(weight.tensors["scales"], weight.out)
+        codes = unpack_int4(tiles, weight.out, tiles.shape[1] * 8)
+        zeros = by_output(weight.tensors["zeros"], weight.out) if "zeros" in weight.tensors else None
+        return self._floats(weight, codes, scales, zeros)
 
-    def rows(self, ids: torch.Tensor, tensors: Tensors, scheme: Scheme, into: int) -> torch.Tensor:
-        tile, lane = ids // TILE, ids % TILE
-        zeros = tensors["zeros"][tile, :, lane] if "zeros" in tensors else None
-        codes = int4_rows(tensors["tiles"], ids)
-        return self._floats(codes, tensors["scales"][tile, :, lane], zeros, tensors)[:, :into].contiguous()
+    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if weight.scheme.weight_only:
+            return linear.reference(x, self.dequant(weight), bias)
+        t = weight.tensors
+        return int4_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        t, tile, lane = weight.tensors, ids // TILE, ids % TILE
+        zeros = t["zeros"][tile, :, lane] if "zeros" in t else None
+        return self._floats(weight, int4_rows(t["tiles"], ids), t["scales"][tile, :, lane], zeros)
 
     def _floats(
-        self, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, tensors: Tensors
+        self, weight: Weight, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
     ) -> torch.Tensor:
-        """``codes`` [n, inputs], ``scales`` and ``zeros`` [n, groups] to weights."""
+        """``codes`` [n, padded inputs], ``scales`` and ``zeros`` [n, groups] to weights [n, into]."""
         grouped = codes.view(len(codes), scales.shape[1], -1).float()
         offset = 8.0 if zeros is None else zeros.float().unsqueeze(-1)
-        return ((grouped - offset) * scales.float().unsqueeze(-1)).flatten(1).to(tensors["like"].dtype)
+        floats = ((grouped - offset) * scales.float().unsqueeze(-1)).flatten(1).to(weight.dtype)
+        return floats[:, : weight.into].contiguous()

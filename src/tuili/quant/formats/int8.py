@@ -1,4 +1,4 @@
-"""8-bit weights, one scale per output, times activations that are rounded to int8 per row (W8A8)."""
+"""8-bit weights, one scale per output; times activations that are rounded to int8 per row (W8A8), or not (W8A16)."""
 
 from __future__ import annotations
 
@@ -6,34 +6,40 @@ import torch
 
 from tuili.ops.cpu import Arena, int8_linear
 from tuili.ops.cpu.integer import pack_int8, unpack_int8
-from tuili.ops.cpu.packed import TILE, tile_rows
-from tuili.quant.rounding import round_int8
-from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Codes, Tensors, formats
+from tuili.ops.cpu.packed import tile_rows
+from tuili.ops.cpu.store import store_int8
+from tuili.ops.reference import linear
+from tuili.quant.scheme import TILE, Scheme
+from tuili.quant.weight import Codes, Tensors, Weight, formats
 
 
 @formats.register("int8")
 class Int8:
     def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
         tiles = arena.empty((-(-out // TILE), -(-into // 4), TILE, 4), torch.uint8)
-        return {"tiles": tiles, "scales": torch.empty(out), "like": torch.empty(0, dtype=dtype)}
+        return {"tiles": tiles, "scales": torch.empty(out)}
 
-    def pack(self, codes: Codes, scheme: Scheme, tensors: Tensors) -> None:
-        if codes.scales is None:
-            codes = round_int8(codes.values)
-        assert codes.scales is not None
-        tensors["tiles"].copy_(pack_int8(codes.values))
-        tensors["scales"].copy_(codes.scales[:, 0])
+    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        store_int8(rows, *self._part(weight, start, len(rows)))
 
-    def dequant(self, tensors: Tensors, scheme: Scheme, out: int, into: int) -> torch.Tensor:
-        codes = unpack_int8(tensors["tiles"], out, into)
-        return (codes * tensors["scales"].unsqueeze(1)).to(tensors["like"].dtype)
+    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
+        tiles, scales = self._part(weight, start, len(codes.values))
+        tiles.copy_(pack_int8(codes.values))
+        scales.copy_(codes.scales[:, 0])
 
-    def matmul(
-        self, x: torch.Tensor, tensors: Tensors, scheme: Scheme, out: int, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        return int8_linear(x, tensors["tiles"], tensors["scales"], out, bias)
+    def _part(self, weight: Weight, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tiles = weight.tensors["tiles"][start // TILE : -(-(start + count) // TILE)]
+        return tiles, weight.tensors["scales"][start : start + count]
 
-    def rows(self, ids: torch.Tensor, tensors: Tensors, scheme: Scheme, into: int) -> torch.Tensor:
-        codes = tile_rows(tensors["tiles"], ids)[:, :into].float() - 128
-        return (codes * tensors["scales"][ids].unsqueeze(1)).to(tensors["like"].dtype)
+    def dequant(self, weight: Weight) -> torch.Tensor:
+        codes = unpack_int8(weight.tensors["tiles"], weight.out, weight.into)
+        return (codes * weight.tensors["scales"].unsqueeze(1)).to(weight.dtype)
+
+    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if weight.scheme.weight_only:
+            return linear.reference(x, self.dequant(weight), bias)
+        return int8_linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        codes = tile_rows(weight.tensors["tiles"], ids)[:, : weight.into].float() - 128
+        return (codes * weight.tensors["scales"][ids].unsqueeze(1)).to(weight.dtype)

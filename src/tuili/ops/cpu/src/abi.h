@@ -122,5 +122,13 @@ struct WriteArgs {
 struct Call {
     void (*function)(const void* args);
     const void* args;
+// matrix[rows, inputs] (row n at n * stride) into tiles: bits 0 as it is, 8 or 4 rounded, with scales and (or none)
+// zeros as QuantizedArgs has them.
+struct StoreArgs {
+    const void* matrix;
+    void* tiles;
+    void* scales;
+    void* zeros;
+    int64_t rows, inputs, stride, dtype, bits, group;
 };
 }

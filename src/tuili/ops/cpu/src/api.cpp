@@ -192,6 +192,8 @@ void tuili_softcap(const SoftcapArgs* a) {
 void tuili_embedding(const EmbeddingArgs* a) {
     for (int64_t i = 0; i < a->count; i++)
         memcpy((char*)a->out + i * a->bytes, (const char*)a->weight + a->ids[i] * a->bytes, a->bytes);
+void tuili_store(const StoreArgs* a) {
+    parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
 }
 
 void tuili_write_kv(const WriteArgs* a) {

@@ -26,6 +26,7 @@ struct Kernels {
     void (*add)(const AddArgs&, int64_t row, int64_t rows);
     void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
     void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
+    void (*store)(const StoreArgs&, int64_t tile);
 };
 
 const Kernels* avx512_kernels();

@@ -20,6 +20,7 @@ int64_t JOIN(probe_multiply, TUILI_ISA)(int64_t, int64_t);
 void JOIN(add, TUILI_ISA)(const AddArgs&, int64_t, int64_t);
 void JOIN(scale, TUILI_ISA)(const ScaleArgs&, int64_t, int64_t);
 void JOIN(softcap, TUILI_ISA)(const SoftcapArgs&, int64_t, int64_t);
+void JOIN(store, TUILI_ISA)(const StoreArgs&, int64_t);
 
 const Kernels* JOIN(TUILI_ISA, kernels)() {
     static constexpr Kernels table = {
@@ -29,6 +30,7 @@ const Kernels* JOIN(TUILI_ISA, kernels)() {
         JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
         JOIN(probe_read, TUILI_ISA), JOIN(probe_multiply, TUILI_ISA),
         JOIN(add, TUILI_ISA),      JOIN(scale, TUILI_ISA),     JOIN(softcap, TUILI_ISA),
+        JOIN(store, TUILI_ISA),
     };
     return &table;
 }

@@ -1,0 +1,111 @@
+"""From a matrix's floats to the tiles that kernels read, in one pass: what happens to every weight at load.
+
+Rounding is to nearest: the plainest way from floats to codes. Rows and groups do not see each other, so that a matrix
+can come in slices of whole tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tuili.ops import samples
+from tuili.ops.cpu.integer import by_tile, pack_int4, pack_int8
+from tuili.ops.cpu.packed import TILE, pack, shape
+from tuili.ops.table import Sample, op
+
+
+def round_int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes int8 and scales float32 [out, 1]: the row's largest magnitude becomes 127."""
+    wide = matrix.float()
+    scales = wide.abs().amax(1, keepdim=True) / 127
+    scales[scales == 0] = 1
+    return (wide / scales).round().to(torch.int8), scales
+
+
+def round_int4(
+    matrix: torch.Tensor, group: int, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Codes 0..15 in uint8, and per ``group`` of a row's inputs a scale, made float16 before the codes are chosen.
+
+    Symmetric: zero is code 8, and -8 to 7 span the group. Else the group's range, widened to hold zero, spans 0 to 15,
+    and there are zero points (uint8).
+    """
+    out, into = matrix.shape
+    wide = F.pad(matrix.float(), (0, -into % group)).view(out, -1, group)
+    low, high = wide.amin(-1).clamp(max=0), wide.amax(-1).clamp(min=0)
+    scales = (torch.maximum(high / 7, -low / 8) if symmetric else (high - low) / 15).half()
+    scales[scales == 0] = 1
+    divisor = scales.float()
+    zeros = None if symmetric else (-low / divisor).round().clamp(0, 15)
+    offset = 8.0 if zeros is None else zeros.unsqueeze(-1)
+    codes = ((wide / divisor.unsqueeze(-1)).round() + offset).clamp(0, 15).to(torch.uint8)
+    return codes.view(out, -1)[:, :into], scales, None if zeros is None else zeros.to(torch.uint8)
+
+
+SIZES = ((16, 64), (41, 100), (96, 256), (33, 37))
+
+
+def _samples(args: Any) -> list[Sample]:
+    return [
+        sample
+        for out, into in SIZES
+        for sample in samples.each_dtype(
+            f"{out}x{into}",
+            lambda g, d, out=out, into=into: args(_matrix(g, d, out, into)),  # type: ignore[misc]
+        )
+    ]
+
+
+def _matrix(g: torch.Generator, dtype: torch.dtype, out: int, into: int) -> torch.Tensor:
+    """With a row and a group of zeros, and a row that is a part of something wider."""
+    matrix = samples.randn(g, out, into + 3, dtype=dtype)[:, :into]
+    matrix[3] = 0
+    matrix[5, :64] = 0
+    return matrix
+
+
+def _floats_args(matrix: torch.Tensor) -> tuple[Any, ...]:
+    return matrix, torch.zeros(shape(*matrix.shape, matrix.dtype), dtype=matrix.dtype)  # type: ignore[call-arg]
+
+
+@op(lambda: _samples(_floats_args))
+def store_floats(matrix: torch.Tensor, tiles: torch.Tensor) -> None:
+    """``matrix`` [out, into] into ``tiles`` of its dtype."""
+    pack(matrix, tiles)
+
+
+def _int8_args(matrix: torch.Tensor) -> tuple[Any, ...]:
+    out, into = matrix.shape
+    return matrix, torch.zeros(-(-out // TILE), -(-into // 4), TILE, 4, dtype=torch.uint8), torch.zeros(out)
+
+
+@op(lambda: _samples(_int8_args))
+def store_int8(matrix: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor) -> None:
+    """``matrix`` [out, into] rounded by ``round_int8`` into ``tiles`` and ``scales`` [out]."""
+    values, found = round_int8(matrix)
+    tiles.copy_(pack_int8(values))
+    scales.copy_(found[:, 0])
+
+
+def _int4_args(matrix: torch.Tensor) -> tuple[Any, ...]:
+    out, into = matrix.shape
+    group, tiles = (32, 64, 128)[out % 3], -(-out // TILE)
+    groups = -(-into // group)
+    scales = torch.zeros(tiles, groups, TILE, dtype=torch.float16)
+    zeros = torch.zeros(scales.shape, dtype=torch.uint8) if into % 8 else None
+    return matrix, group, torch.zeros(tiles, groups * group // 8, TILE, 4, dtype=torch.uint8), scales, zeros
+
+
+@op(lambda: _samples(_int4_args))
+def store_int4(
+    matrix: torch.Tensor, group: int, tiles: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> None:
+    """``matrix`` [out, into] rounded by ``round_int4`` into ``tiles``, ``scales`` and (None: symmetric) ``zeros``."""
+    values, found, points = round_int4(matrix, group, zeros is None)
+    tiles.copy_(pack_int4(values, group))
+    scales.copy_(by_tile(found))
+    if zeros is not None and points is not None:
+        zeros.copy_(by_tile(points))
