@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def test_machine(tuili: Invoke, tmp_path: Path) -> None:
     file = tmp_path / "deep" / "machine.json"
-    words = ("bench", "machine", "--threads", "1,2", "--seconds", "0.001", "--save-result", file)
+    words = ("bench", "machine", "--threads", "1,2", "--seconds", "0.001", "--largest-mib", 8, "--save-result", file)
     result = tuili(*words, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads(file.read_text())
@@ -29,7 +29,7 @@ def test_machine(tuili: Invoke, tmp_path: Path) -> None:
     assert set(found.peaks) == {"float32", "bfloat16", "int8"}
     assert all(rate > 1e8 for rate in found.peaks.values())
     table = tuili(*words, env={"COLUMNS": "150"}).stdout
-    for part in ("read 256 MiB", "write", "copy", "bfloat16 (torch.mm)", "1 thread", "2 threads"):
+    for part in ("read 8 MiB", "write", "copy", "bfloat16 (torch.mm)", "1 thread", "2 threads"):
         assert part in table
 
 
@@ -98,3 +98,80 @@ def test_plan_memory_refuses(tuili: Invoke, words: tuple[object, ...], why: str)
     result = tuili("plan", "memory", *words)
     assert result.exit_code == 1
     assert why in str(result.exception)
+
+
+def test_plan_decode_is_bandwidth_over_bytes(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
+    words = ("plan", "decode", tiny("qwen3"), "--dtype", "bfloat16,int4", "--concurrency", "1,4", "--context", 50)
+    result = tuili(*words, "--bandwidth", "0.5", "--peak", "1e6", "--json")
+    assert result.exit_code == 0, result.output
+    arms = json.loads(result.stdout)["arms"]
+    assert [(arm["width"], arm["concurrency"]) for arm in arms] == [
+        *(("bfloat16", 1), ("bfloat16", 4), ("int4 g32", 1), ("int4 g32", 4))
+    ]
+    for arm in arms:
+        rate = arm["concurrency"] * 0.5e9 / (arm["weights"] + arm["kv"])
+        assert (arm["bound"], arm["tokens_per_second"]) == ("memory", pytest.approx(rate))
+    file = tmp_path / "machine.json"
+    missing = tuili(*words, "--machine", file)
+    assert "tuili bench machine" in str(missing.exception)
+    reads = [{"threads": 1, "bytes": 1 << 20, "per_second": 2e9}]
+    peaks = [{"threads": 1, "kind": kind, "per_second": 1.0} for kind in ("bfloat16", "int8")]
+    origin = {"date": "2026-01-01", "machine": {"cpu": "x"}}
+    file.write_text(json.dumps({"reads": reads, "peaks": peaks, "provenance": origin}))
+    arm = json.loads(tuili(*words, "--machine", file, "--json").stdout)["arms"][1]
+    assert (arm["bandwidth"], arm["bound"]) == (2e9, "compute")
+    assert arm["tokens_per_second"] == pytest.approx(4 / arm["operations"])
+    assert "tok/s predicted" in tuili(*words, "--machine", file, env={"COLUMNS": "120"}).stdout
+
+
+def test_kernels_under_the_roofline(tuili: Invoke, tmp_path: Path) -> None:
+    file, picture = tmp_path / "r.json", tmp_path / "r.png"
+    words = ("bench", "kernels", "--size", "64x96", "--rows", "1,8", "--seconds", "0.001", "--cold-mib", 1)
+    result = tuili(*words, "--threads", 1, "--save-result", file, "--json")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert got == json.loads(file.read_text())
+    assert [(p["arm"], p["rows"]) for p in got["points"]] == [
+        (arm, rows) for arm in ("f32", "bf16", "int8", "int4") for rows in (1, 8)
+    ]
+    first = got["points"][0]  # 96 x 64 floats, one row in and one out
+    assert (first["bytes"], first["operations"]) == (4 * (96 * 64 + 64 + 96), 2 * 96 * 64)
+    assert first["roof"] == pytest.approx(min(got["peaks"]["float32"], first["intensity"] * got["bandwidth"]))
+    assert first["share"] == pytest.approx(first["operations"] / first["seconds"] / first["roof"])
+    table = tuili(*words, env={"COLUMNS": "150"}).stdout
+    assert "op/byte" in table
+    assert "bound by" in table
+    pytest.importorskip("matplotlib")
+    assert tuili(*words, "--plot", picture).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_decode_beside_its_prediction(tuili: Invoke, tiny: Tiny) -> None:
+    words = ("bench", "decode", "--model", tiny("llama"), "--dtype", "float32", "--threads", 1, "--repeats", 1)
+    result = tuili(*words, "--concurrency", "1,2", "--prompt", 4, "--output", 6, "--json")
+    assert result.exit_code == 0, result.output
+    for arm in json.loads(result.stdout)["arms"]:
+        assert arm["predicted"] == pytest.approx(arm["concurrency"] * arm["bandwidth"] / arm["step_bytes"])
+        assert arm["ratio"] == pytest.approx(arm["tokens_per_second"] / arm["predicted"])
+
+
+def test_a_random_checkpoint_runs(tuili: Invoke, tmp_path: Path) -> None:
+    from tuili.bench.checkpoint import SCALED, write_random
+    from tuili.plan.model import open_spec
+
+    small = SCALED | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "torch_dtype": "float32"}
+    folder = write_random(tmp_path / "m", small)
+    assert open_spec(str(folder)).hidden_size == 64
+    result = tuili("run", folder, "--prompt", "Hello", "--max-tokens", 3, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["usage"]["completion_tokens"] >= 1
+
+
+def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuili.cli import doctor
+
+    file = tmp_path / "machine.json"
+    monkeypatch.setattr(limits, "PATH", file)
+    assert doctor.limits().found.startswith("not measured")
+    file.write_text("{}")
+    assert doctor.limits().verdict == doctor.WARN

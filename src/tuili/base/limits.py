@@ -71,8 +71,9 @@ def from_result(result: Mapping[str, Any], threads: int | None = None) -> Limits
     return Limits(origin["machine"]["cpu"], threads, origin["date"], reads, peaks)
 
 
-def load(path: Path = PATH, threads: int | None = None) -> Limits:
-    """The limits kept in ``path``. ConfigError where there are none, or none that can be read."""
+def load(path: Path | None = None, threads: int | None = None) -> Limits:
+    """The limits kept in ``path`` (None: ``PATH``). ConfigError where there are none, or none that can be read."""
+    path = path or PATH
     try:
         return from_result(json.loads(path.read_text()), threads)
     except FileNotFoundError:

@@ -15,8 +15,8 @@ from typing import Any
 from tuili.base import hardware
 from tuili.bench.provenance import provenance
 
-#: Working sets that are read, up to far beyond any cache.
-SIZES = tuple(1 << power for power in range(19, 29))
+#: The largest working set that is read: far beyond most machines' caches.
+LARGEST = 256 << 20
 KINDS = ("float32", "bfloat16", "int8")
 #: Side of the matrices that torch multiplies: large enough to hide memory.
 SIDE = 1024
@@ -25,13 +25,15 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 def measure(
     threads: Sequence[int] | None = None,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] | None = None,
     seconds: float = 0.2,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Every figure for each number of ``threads`` (None: 1, 2, 4 ... all cores); ``seconds`` for each figure, of which
-    the best run counts. ``tick`` is called after each of the ``steps(threads, sizes)``."""
+    the best run counts. ``sizes``: bytes of the working sets (None: ``working_sets()``). ``tick`` is called after each
+    of the ``steps(threads, sizes)``."""
     threads = thread_counts() if threads is None else threads
+    sizes = working_sets() if sizes is None else sizes
     found = caches()
     reads, writes, copies, peaks = [], [], [], []
     for count in threads:
@@ -57,7 +59,12 @@ def measure(
     }
 
 
-def steps(threads: Sequence[int], sizes: Sequence[int] = SIZES) -> int:
+def working_sets(largest: int = LARGEST) -> list[int]:
+    """512 KiB, 1 MiB ... up to ``largest`` bytes."""
+    return [size for size in (1 << power for power in range(19, 48)) if size < largest] + [largest]
+
+
+def steps(threads: Sequence[int], sizes: Sequence[int]) -> int:
     return len(threads) * (len(sizes) + len(KINDS))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuili.base import log
+from tuili.base import limits, log
+from tuili.cli.bench import deliver, numbers
 
 if TYPE_CHECKING:
     from tuili.plan.memory import MemoryPlan
@@ -99,3 +101,65 @@ def _memory_table(model: str, plans: list[MemoryPlan], windows: bool) -> None:
     table.add_row("fits", *("yes" if p.fits else "no" for p in plans))
     table.add_row("most requests", *(f"{p.max_concurrency:,}" for p in plans))
     Console().print(table)
+
+
+@app.command("decode")
+def decode(
+    model: ModelArgument,
+    dtype: WidthOption = "bfloat16,int8,int4",
+    kv_cache_dtype: KVOption = "auto",
+    context: Annotated[int, typer.Option(help="Tokens of each request so far.", min=1)] = 512,
+    concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Bytes read, GB/s.", show_default="as measured by tuili bench machine")
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(help="10^9 operations/s.", show_default="as measured, of the kind of the weights")
+    ] = None,
+    machine: Annotated[Path, typer.Option(help="Measured limits, of this machine or another.")] = limits.PATH,
+    threads: Annotated[int | None, typer.Option(help="Of the measured limits.", show_default="the most", min=1)] = None,
+    group: GroupOption = 32,
+    symmetric: SymmetricOption = True,
+    json_output: JsonOption = False,
+) -> None:
+    """Predicted decode tokens per second: bandwidth over the bytes that a step reads, or peak over its products."""
+    log.setup(default="ERROR")
+    from tuili.plan.memory import width_of
+    from tuili.plan.model import open_spec
+    from tuili.plan.roofline import decode_step, peak_kind
+
+    spec, found = open_spec(model), []
+    measured = limits.load(machine, threads) if bandwidth is None or peak is None else None
+    for name in dtype.split(","):
+        width = width_of(name.strip(), group, symmetric)
+        for count in numbers(concurrency):
+            step = decode_step(spec, width, [context] * count, kv_cache_dtype)
+            speed = 1e9 * bandwidth if bandwidth else _measured(measured).bandwidth(step.bytes)
+            top = 1e9 * peak if peak else _measured(measured).peaks[peak_kind(width)]
+            arm = {"width": width.name, "concurrency": count, "context": context, "bandwidth": speed, "peak": top}
+            bound = limits.bound(step.operations / step.bytes, speed, top)
+            figures = {"bound": bound, "tokens_per_second": step.rate(speed, top)}
+            found.append(arm | {"weights": step.weights, "kv": step.kv, "operations": step.operations} | figures)
+    result = {"kind": "predicted", "model": model, "family": spec.family, "arms": found}
+    deliver(result, None, json_output, _decode_table)
+
+
+def _measured(found: limits.Limits | None) -> limits.Limits:
+    assert found is not None
+    return found
+
+
+def _decode_table(console: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    columns = ("weights", "at once", "weights MB", "KV MB", "GB/s", "bound by", "tok/s predicted")
+    table = Table(*columns, box=None, header_style="bold", title=result["model"], title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for arm in result["arms"]:
+        sizes = (f"{arm[key] / 1e6:,.1f}" for key in ("weights", "kv"))
+        rate = f"{arm['tokens_per_second']:,.1f}"
+        table.add_row(
+            arm["width"], str(arm["concurrency"]), *sizes, f"{arm['bandwidth'] / 1e9:.1f}", arm["bound"], rate
+        )
+    console.print(table)
