@@ -36,7 +36,10 @@ FLOORS = {
 }
 
 #: Modules that must be importable where torch is not installed.
-NO_TORCH = ("base", "core", "engine.engine", "engine.outputs", "executors.simulated", "bench", "cli")
+NO_TORCH = (
+    *("base", "core", "quant.scheme", "quant.size", "layers.spec", "layers.sizes", "models"),
+    *("engine.engine", "engine.outputs", "engine.resolve", "executors.simulated", "bench", "plan", "cli"),
+)
 
 
 def modules() -> dict[str, Path]:

@@ -36,6 +36,7 @@ def test_json_is_clean_and_agrees_with_the_exit_code(tuili: Invoke) -> None:
         "compiler",
         "gpu",
         "backend",
+        "limits",
         "embedded model",
         "disk",
     } <= set(verdicts)

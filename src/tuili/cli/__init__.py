@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tuili.base.errors import TuiliError
-from tuili.cli import bench, config, doctor, run, serve
+from tuili.cli import config, doctor, lab, plan, run, serve
 
 app = typer.Typer(
     name="tuili",
@@ -24,7 +24,8 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
-app.add_typer(bench.app, name="bench")
+app.add_typer(lab.app, name="bench")
+app.add_typer(plan.app, name="plan")
 app.command("doctor")(doctor.doctor)
 app.add_typer(config.app, name="config")
 

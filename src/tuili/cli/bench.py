@@ -55,6 +55,10 @@ RepeatsOption = Annotated[int, typer.Option("--repeats", help="Runs; two or more
 SaveOption = Annotated[
     Path | None, typer.Option("--save-result", help="Write the result as JSON here.", show_default=False)
 ]
+MonitorOption = Annotated[
+    Path | None,
+    typer.Option("--monitor", help="Write load, memory and faults, twice a second, as JSONL here.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
 
 
@@ -176,7 +180,7 @@ def serve(
     workloads = [source.make(seed + repeat) for repeat in range(repeats)]
     with counting("requests", sum(len(workload.items) for workload in workloads)) as tick:
         result = asyncio.run(serving.measure(plan, workloads, lambda record: tick()))
-    _deliver(result, save_result, json_output, serving_table)
+    deliver(result, save_result, json_output, serving_table)
     if not result["completed"]:
         raise TuiliError(f"all {result['failed']} requests failed: {next(iter(result['failures']))}")
 
@@ -197,23 +201,25 @@ def throughput(
     num_prompts: CountOption = 64,
     repeats: RepeatsOption = 3,
     seed: SeedOption = 0,
+    monitor: MonitorOption = None,
     save_result: SaveOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Offline batches in this process; compare with --scheduling-policy static or --no-enable-prefix-caching."""
     log.setup(default="ERROR")
     from tuili.bench import arms
+    from tuili.bench.monitor import recording
 
     source = Source(
         dataset, preset, trace, trace_shrink, 1.0, max_len, random_input_len, random_output_len,
         shared_prefix, num_prompts, (0, 0),
     )  # fmt: skip
-    widths = _numbers(concurrency)
-    with counting("runs", len(widths) * (repeats + 1)) as tick:
+    widths = numbers(concurrency)
+    with recording(monitor), counting("runs", len(widths) * (repeats + 1)) as tick:
         result = arms.throughput(
             settings.config, widths, lambda engine: _fitted(source, engine).make(seed), repeats, tick
         )
-    _deliver(result, save_result, json_output, throughput_table)
+    deliver(result, save_result, json_output, throughput_table)
 
 
 @app.command("latency")
@@ -226,24 +232,26 @@ def latency(
     num_iters_warmup: Annotated[int, typer.Option(help="Runs before the measurement.", min=0)] = 2,
     num_iters: Annotated[int, typer.Option(help="Measured runs.", min=1)] = 10,
     seed: SeedOption = 0,
+    monitor: MonitorOption = None,
     save_result: SaveOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Time of one batch from start to end, and what the host costs per decode step."""
     log.setup(default="ERROR")
     from tuili.bench import arms
+    from tuili.bench.monitor import recording
     from tuili.bench.workload import Span, fixed_random
 
-    spans, sizes = (Span.parse(input_len), Span.parse(output_len)), _numbers(batch_size)
+    spans, sizes = (Span.parse(input_len), Span.parse(output_len)), numbers(batch_size)
     with loading() as progress:
         engine = arms.open_engine(settings.config, max(sizes), progress)
     try:
         workloads = [fixed_random(size, *spans, seed=seed, vocab=arms.vocabulary(engine)) for size in sizes]
-        with counting("requests", sum(sizes) * (num_iters + num_iters_warmup)) as tick:
+        with recording(monitor), counting("requests", sum(sizes) * (num_iters + num_iters_warmup)) as tick:
             result = arms.latency(engine, workloads, num_iters_warmup, num_iters, tick)
     finally:
         engine.close()
-    _deliver(result, save_result, json_output, latency_table)
+    deliver(result, save_result, json_output, latency_table)
 
 
 def _fitted(source: Source, engine: Any) -> Source:
@@ -254,14 +262,14 @@ def _fitted(source: Source, engine: Any) -> Source:
     return replace(source, vocab=vocabulary(engine), max_len=longest)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdigit() and int(word) for word in words):
         raise ConfigError(f"expected positive numbers such as 1,8,32, got {text!r}")
     return [int(word) for word in words]
 
 
-def _deliver(result: dict[str, Any], path: Path | None, as_json: bool, table: Any) -> None:
+def deliver(result: dict[str, Any], path: Path | None, as_json: bool, table: Any) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -17,6 +17,8 @@ from typing import Annotated
 
 import typer
 
+from tuili.base.errors import ConfigError
+
 PASS, WARN, FAIL = "pass", "warn", "fail"
 GIB = 1 << 30
 
@@ -45,7 +47,20 @@ def doctor(json_output: Annotated[bool, typer.Option("--json", help="One JSON ob
 
 def examine() -> Iterator[Check]:
     """All checks, in the order in which they matter. A check that breaks is a failed check."""
-    for look in (python, processor, memory, packages, torch_build, compiler, gpu, backend, plugins, embedded, disk):
+    for look in (
+        python,
+        processor,
+        memory,
+        packages,
+        torch_build,
+        compiler,
+        gpu,
+        backend,
+        limits,
+        plugins,
+        embedded,
+        disk,
+    ):
         try:
             yield look()
         except Exception as error:  # the doctor must survive a sick machine
@@ -160,6 +175,21 @@ def backend() -> Check:
         return Check("backend", WARN, f"{len(table)} ops on torch's references, exact but slow", found.why)
     kernels = sum("cpu" in op.implementations for op in table.values())
     return Check("backend", PASS, f"{kernels} of {len(table)} ops on C++ kernels ({found.isa}), the others on torch")
+
+
+def limits() -> Check:
+    """What this machine reaches, where it was measured."""
+    from tuili.base import limits as measured
+
+    if not measured.PATH.exists():
+        return Check("limits", PASS, "not measured; tuili bench machine does it in half a minute")
+    try:
+        found = measured.load()
+    except ConfigError as error:
+        return Check("limits", WARN, str(error), "tuili bench machine")
+    peaks = ", ".join(f"{kind} {rate / 1e9:,.0f}" for kind, rate in found.peaks.items())
+    about = f"reads {found.memory_bandwidth / 1e9:.1f} GB/s from memory, 10^9 operations/s: {peaks}"
+    return Check("limits", PASS, f"{about} ({found.threads} threads, {found.date[:10]}, {measured.PATH})")
 
 
 def plugins() -> Check:

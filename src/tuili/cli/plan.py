@@ -1,0 +1,165 @@
+"""``tuili plan``: what fits and how fast it will be, from config.json alone; computed, nothing is loaded or run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuili.base import limits, log
+from tuili.cli.bench import deliver, numbers
+
+if TYPE_CHECKING:
+    from tuili.plan.memory import MemoryPlan
+
+app = typer.Typer(help="Compute what fits and how fast it will be, before anything runs.", no_args_is_help=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="Directory, config.json, hub id (only that file), or 'embedded'.")]
+WidthOption = Annotated[
+    str, typer.Option("--dtype", help="Weights, one or several: float32, bfloat16, float16, int8, int4.")
+]
+KVOption = Annotated[
+    str, typer.Option("--kv-cache-dtype", help="auto (the activations'), float32, bfloat16, float16, int8.")
+]
+GroupOption = Annotated[int, typer.Option("--group", help="Inputs that share a scale in int4.")]
+SymmetricOption = Annotated[bool, typer.Option("--symmetric/--zero-points", help="int4 without or with zero points.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
+
+
+@app.command("memory")
+def memory(
+    model: ModelArgument,
+    dtype: WidthOption = "float32,bfloat16,int8,int4",
+    kv_cache_dtype: KVOption = "auto",
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per request.", show_default="the model's longest", min=1)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 1,
+    block_size: Annotated[int, typer.Option(help="Positions per KV block.", min=1)] = 16,
+    group: GroupOption = 32,
+    symmetric: SymmetricOption = True,
+    json_output: JsonOption = False,
+) -> None:
+    """Bytes of weights, KV cache and activations, and whether they fit this machine's free memory."""
+    log.setup(default="ERROR")
+    from tuili.base.hardware import probe
+    from tuili.plan.memory import plan_memory, width_of
+    from tuili.plan.model import open_spec
+
+    spec, here = open_spec(model), probe()
+    plans = [
+        plan_memory(
+            spec,
+            width_of(name.strip(), group, symmetric),
+            here,
+            kv_dtype=kv_cache_dtype,
+            context=context,
+            concurrency=concurrency,
+            block_size=block_size,
+        )
+        for name in dtype.split(",")
+    ]
+    if json_output:
+        head = {"kind": "computed", "model": model, "family": spec.family}
+        print(json.dumps(head | {"plans": [_plain(p) for p in plans]}))
+    else:
+        _memory_table(model, plans, bool(spec.windows))
+
+
+def _plain(plan: MemoryPlan) -> dict[str, Any]:
+    derived = {"total": plan.total, "fits": plan.fits, "max_concurrency": plan.max_concurrency}
+    return dataclasses.asdict(plan) | derived
+
+
+def _memory_table(model: str, plans: list[MemoryPlan], windows: bool) -> None:
+    """A column per width; sizes in MiB."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = plans[0]
+    title = f"{model}: {first.parameters / 1e6:,.1f} M parameters, {first.concurrency} x {first.context} tokens (MiB)"
+    table = Table("", *(p.width for p in plans), box=None, header_style="bold", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+
+    def row(name: str, *values: int) -> None:
+        table.add_row(name, *(f"{value / 2**20:,.1f}" for value in values))
+
+    row("weights", *(p.weights for p in plans))
+    row("activations", *(p.activations for p in plans))
+    table.add_row("KV dtype", *(p.kv_dtype for p in plans))
+    table.add_row("KV per token (KiB)", *(f"{p.kv_token / 1024:,.2f}" for p in plans))
+    row("KV of a request", *(p.kv_request for p in plans))
+    if windows:
+        row("  within its windows", *(p.kv_window for p in plans))
+    row("KV cache", *(p.kv for p in plans))
+    row("total", *(p.total for p in plans))
+    row("free here", *(p.available for p in plans))
+    table.add_row("fits", *("yes" if p.fits else "no" for p in plans))
+    table.add_row("most requests", *(f"{p.max_concurrency:,}" for p in plans))
+    Console().print(table)
+
+
+@app.command("decode")
+def decode(
+    model: ModelArgument,
+    dtype: WidthOption = "bfloat16,int8,int4",
+    kv_cache_dtype: KVOption = "auto",
+    context: Annotated[int, typer.Option(help="Tokens of each request so far.", min=1)] = 512,
+    concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Bytes read, GB/s.", show_default="as measured by tuili bench machine")
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(help="10^9 operations/s.", show_default="as measured, of the kind of the weights")
+    ] = None,
+    machine: Annotated[Path, typer.Option(help="Measured limits, of this machine or another.")] = limits.PATH,
+    threads: Annotated[int | None, typer.Option(help="Of the measured limits.", show_default="the most", min=1)] = None,
+    group: GroupOption = 32,
+    symmetric: SymmetricOption = True,
+    json_output: JsonOption = False,
+) -> None:
+    """Predicted decode tokens per second: bandwidth over the bytes that a step reads, or peak over its products."""
+    log.setup(default="ERROR")
+    from tuili.plan.memory import width_of
+    from tuili.plan.model import open_spec
+    from tuili.plan.roofline import decode_step, peak_kind
+
+    spec, found = open_spec(model), []
+    measured = limits.load(machine, threads) if bandwidth is None or peak is None else None
+    for name in dtype.split(","):
+        width = width_of(name.strip(), group, symmetric)
+        for count in numbers(concurrency):
+            step = decode_step(spec, width, [context] * count, kv_cache_dtype)
+            speed = 1e9 * bandwidth if bandwidth else _measured(measured).bandwidth(step.bytes)
+            top = 1e9 * peak if peak else _measured(measured).peaks[peak_kind(width)]
+            arm = {"width": width.name, "concurrency": count, "context": context, "bandwidth": speed, "peak": top}
+            bound = limits.bound(step.operations / step.bytes, speed, top)
+            figures = {"bound": bound, "tokens_per_second": step.rate(speed, top)}
+            found.append(arm | {"weights": step.weights, "kv": step.kv, "operations": step.operations} | figures)
+    result = {"kind": "predicted", "model": model, "family": spec.family, "arms": found}
+    deliver(result, None, json_output, _decode_table)
+
+
+def _measured(found: limits.Limits | None) -> limits.Limits:
+    assert found is not None
+    return found
+
+
+def _decode_table(console: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    columns = ("weights", "at once", "weights MB", "KV MB", "GB/s", "bound by", "tok/s predicted")
+    table = Table(*columns, box=None, header_style="bold", title=result["model"], title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for arm in result["arms"]:
+        sizes = (f"{arm[key] / 1e6:,.1f}" for key in ("weights", "kv"))
+        rate = f"{arm['tokens_per_second']:,.1f}"
+        table.add_row(
+            arm["width"], str(arm["concurrency"]), *sizes, f"{arm['bandwidth'] / 1e9:.1f}", arm["bound"], rate
+        )
+    console.print(table)

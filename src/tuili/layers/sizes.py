@@ -1,0 +1,101 @@
+"""How large a decoder is, from its spec alone: parameters by name, bytes of weights, bytes of KV. No torch.
+
+The one place of these formulas: the planner's tables and predictions are made of them, and tests hold them equal to the
+tensors that layers, formats and the KV store allocate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from tuili.layers.spec import ModelSpec
+from tuili.quant.scheme import Scheme
+from tuili.quant.size import BYTES, stored_bytes
+
+Shape = tuple[int, ...]
+
+
+def parameters(spec: ModelSpec) -> dict[str, Shape]:
+    """The shape of every parameter of ``Decoder(spec)`` by its name. A tied head is the embedding, counted once."""
+    found: dict[str, Shape] = {"embedding.weight": (spec.vocab_size, spec.hidden_size)}
+    block = block_parameters(spec)
+    for layer in range(spec.num_layers):
+        found |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
+    found["norm.weight"] = (spec.hidden_size,)
+    if not spec.tied:
+        found["head.weight"] = (spec.vocab_size, spec.hidden_size)
+    return found
+
+
+def block_parameters(spec: ModelSpec) -> dict[str, Shape]:
+    """Those of one block, projections fused as layers fuse them."""
+    hidden, inner, heads = spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim
+    qkv = heads + 2 * spec.num_kv_heads * spec.head_dim
+    projections = {
+        "attention.qkv_proj": (qkv, hidden, spec.qkv_bias),
+        "attention.o_proj": (hidden, heads, spec.out_bias),
+        "mlp.gate_up_proj": (2 * inner, hidden, spec.mlp_bias),
+        "mlp.down_proj": (hidden, inner, spec.mlp_bias),
+    }
+    found: dict[str, Shape] = {}
+    for name, (out, into, bias) in projections.items():
+        found |= {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
+    if spec.qk_norm:
+        found |= {f"attention.{norm}.weight": (spec.head_dim,) for norm in ("q_norm", "k_norm")}
+    norms = ["attention_norm", "mlp_norm"]
+    norms += ["attention_post_norm", "mlp_post_norm"] if spec.post_norms else []
+    return found | {f"{norm}.weight": (hidden,) for norm in norms}
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    return sum(math.prod(shape) for shape in parameters(spec).values())
+
+
+def weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None) -> int:
+    """Bytes of all weights. Without ``scheme`` as a checkpoint in ``dtype`` holds them (its tensors, without headers);
+    else matrices stored by ``scheme``, padding included, and norms and biases in ``dtype``."""
+    return sum(_bytes(shape, dtype, scheme) for shape in parameters(spec).values())
+
+
+def _bytes(shape: Shape, dtype: str, scheme: Scheme | None) -> int:
+    if scheme is None or len(shape) == 1:
+        return math.prod(shape) * BYTES[dtype]
+    return stored_bytes(shape[0], shape[1], scheme, dtype)
+
+
+def step_weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, rows: int = 1) -> int:
+    """Bytes of weights that a step of ``rows`` rows reads: every weight once, but of an embedding that is not the head
+    too only the rows' own vectors."""
+    everything = weight_bytes(spec, dtype, scheme)
+    if spec.tied:
+        return everything
+    embedding = _bytes((spec.vocab_size, spec.hidden_size), dtype, scheme)
+    return everything - embedding + rows * spec.hidden_size * embedding // (spec.vocab_size * spec.hidden_size)
+
+
+def step_products(spec: ModelSpec) -> int:
+    """Operations (a multiplication and an addition are two) of one row through every matrix, the head included."""
+    matrices = sum(math.prod(shape) for shape in parameters(spec).values() if len(shape) == 2)
+    return 2 * (matrices if spec.tied else matrices - spec.vocab_size * spec.hidden_size)
+
+
+# KV ------------------------------------------------------------------------------------------------------------------
+
+
+def kv_bytes_per_position(spec: ModelSpec, dtype: str) -> int:
+    """Bytes of K and V of one position in one layer. int8: a code per value and a float32 scale per head."""
+    scale = 4 if dtype == "int8" else 0
+    return 2 * spec.num_kv_heads * (spec.head_dim * BYTES[dtype] + scale)
+
+
+def pool_bytes(spec: ModelSpec, num_blocks: int, block_size: int, dtype: str) -> int:
+    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not."""
+    return spec.num_layers * num_blocks * block_size * kv_bytes_per_position(spec, dtype)
+
+
+def step_kv_bytes(spec: ModelSpec, contexts: Iterable[int], dtype: str) -> int:
+    """Bytes of K and V that attention reads to compute one row at the end of each of ``contexts`` (positions, the new
+    one included): of a layer with a window only the window."""
+    positions = sum(min(length, spec.window(i) or length) for length in contexts for i in range(spec.num_layers))
+    return positions * kv_bytes_per_position(spec, dtype)

@@ -1,0 +1,114 @@
+"""What a model takes in memory, by weight format, KV dtype, context and concurrency; before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tuili.base.config import Config
+from tuili.base.errors import ConfigError, nearest
+from tuili.base.hardware import Hardware
+from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS, memory_of
+from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
+from tuili.layers.spec import ModelSpec
+from tuili.quant.scheme import Scheme
+
+WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
+GROUPS = (32, 64, 128)
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Width:
+    """How the numbers of a model are kept: ``dtype`` of activations, norms and biases; ``scheme`` of matrices, None for
+    the plain tensors of a checkpoint."""
+
+    name: str
+    dtype: str
+    scheme: Scheme | None = None
+
+
+def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
+    """The width called ``name``; ``group`` and ``symmetric`` are int4's. Integers go with bfloat16 activations."""
+    if name not in WIDTHS:
+        raise ConfigError(f"unknown width {name!r}.{nearest(name, WIDTHS)}")
+    if name == "int8":
+        return Width(name, "bfloat16", Scheme("int8"))
+    if name == "int4":
+        if group not in GROUPS:
+            raise ConfigError(f"int4 with group={group}: the group must be one of {GROUPS}")
+        kind = f"int4 g{group}" + ("" if symmetric else " zeros")
+        return Width(kind, "bfloat16", Scheme("int4", group, symmetric))
+    return Width(name, name)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, but ``parameters`` and ``max_concurrency`` are counts.
+
+    ``kv_request`` is one request's KV at ``context``, in whole blocks; ``kv_window`` the part of it within the layers'
+    windows, which is all that attention reads.
+    """
+
+    width: str
+    kv_dtype: str
+    context: int
+    concurrency: int
+    parameters: int
+    weights: int
+    kv_token: int
+    kv_request: int
+    kv_window: int
+    kv: int
+    activations: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+    @property
+    def max_concurrency(self) -> int:
+        """Requests of ``context`` whose KV fits beside weights and activations."""
+        return max(0, self.available - self.weights - self.activations) // self.kv_request
+
+
+def plan_memory(
+    spec: ModelSpec,
+    width: Width,
+    hardware: Hardware,
+    *,
+    kv_dtype: str = "auto",
+    context: int | None = None,
+    concurrency: int = 1,
+    block_size: int = 16,
+) -> MemoryPlan:
+    """The memory of ``concurrency`` requests of ``context`` tokens (None: the model's longest) on ``hardware``.
+
+    Raises ConfigError for what the model cannot do.
+    """
+    if kv_dtype not in KV_DTYPES:
+        raise ConfigError(f"unknown KV dtype {kv_dtype!r}.{nearest(kv_dtype, KV_DTYPES)}")
+    kv_dtype = width.dtype if kv_dtype == "auto" else kv_dtype
+    context = context or spec.max_model_len
+    if not 0 < context <= spec.max_model_len:
+        raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
+    request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
+    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS)
+    return MemoryPlan(
+        width=width.name,
+        kv_dtype=kv_dtype,
+        context=context,
+        concurrency=concurrency,
+        parameters=parameter_count(spec),
+        weights=weight_bytes(spec, width.dtype, width.scheme),
+        kv_token=spec.num_layers * kv_bytes_per_position(spec, kv_dtype),
+        kv_request=request,
+        kv_window=step_kv_bytes(spec, [context], kv_dtype),
+        kv=concurrency * request,
+        activations=memory_of(step, spec, 0, hardware).activations,
+        available=hardware.available_memory,
+    )

@@ -1,0 +1,177 @@
+"""``tuili bench machine|monitor``, ``tuili plan``: options, clean JSON, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tuili.base import limits
+from tuili.models.checkpoint import open_checkpoint
+from tuili.models.weights import weight_files
+
+if TYPE_CHECKING:
+    from conftest import Invoke
+    from tiny_models import Tiny
+
+
+def test_machine(tuili: Invoke, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "machine.json"
+    words = ("bench", "machine", "--threads", "1,2", "--seconds", "0.001", "--largest-mib", 8, "--save-result", file)
+    result = tuili(*words, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads(file.read_text())
+    found = limits.load(file, threads=1)
+    assert found.memory_bandwidth > 1e7
+    assert set(found.peaks) == {"float32", "bfloat16", "int8"}
+    assert all(rate > 1e8 for rate in found.peaks.values())
+    table = tuili(*words, env={"COLUMNS": "150"}).stdout
+    for part in ("read 8 MiB", "write", "copy", "bfloat16 (torch.mm)", "1 thread", "2 threads"):
+        assert part in table
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the monitor reads /proc")
+def test_monitor_of_a_command(tuili: Invoke, tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    words = ("bench", "monitor", "--output", file, "--interval", "0.05", "--")
+    result = tuili(*words, sys.executable, "-c", "import sys, time; time.sleep(0.3); sys.exit(3)")
+    assert result.exit_code == 3, result.output
+    assert "peak memory" in result.stderr
+    assert len(file.read_text().splitlines()) >= 3
+    missing = tuili(*words, "no-such-command-of-ours")
+    assert "cannot run 'no-such-command-of-ours'" in str(missing.exception)
+
+
+def test_throughput_and_latency_are_monitored(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    words = ("--model", tiny("llama"), "--threads", 1, "--json", "--monitor", file)
+    result = tuili("bench", "latency", *words, "--num-iters", 1, "--input-len", 4, "--output-len", 4)
+    assert result.exit_code == 0, result.output
+    assert json.loads(file.read_text().splitlines()[-1])["process"]["rss"] > 1 << 20
+    file.unlink()
+    sizes = ("--num-prompts", 2, "--max-len", 64, "--concurrency", 1, "--repeats", 1)
+    assert tuili("bench", "throughput", *words, *sizes).exit_code == 0
+    assert json.loads(file.read_text().splitlines()[0])["kind"] == "monitor"
+
+
+def test_plan_memory(tuili: Invoke, tiny: Tiny) -> None:
+    path = tiny("gemma2")
+    words = ("plan", "memory", path, "--context", 100, "--concurrency", 3)
+    result = tuili(*words, "--dtype", "float32,int4", "--kv-cache-dtype", "bfloat16", "--json")
+    assert result.exit_code == 0, result.output
+    plain, coded = json.loads(result.stdout)["plans"]
+    # 100 positions are 7 blocks of 16; 4 layers, K and V of 2 heads of 32 in bfloat16; windows of 8 in two layers.
+    assert (plain["kv_request"], plain["kv"]) == (7 * 16 * 4 * 2 * 2 * 32 * 2, 3 * plain["kv_request"])
+    assert plain["kv_window"] == (8 + 100 + 8 + 100) * 2 * 2 * 32 * 2
+    assert plain["total"] == plain["weights"] + plain["kv"] + plain["activations"]
+    assert coded["weights"] < plain["weights"] / 3
+    assert plain["fits"]
+    # The same from config.json alone.
+    alone = tuili("plan", "memory", path / "config.json", "--dtype", "float32", "--context", 100, "--json")
+    assert json.loads(alone.stdout)["plans"][0]["weights"] == plain["weights"]
+    table = tuili(*words, env={"COLUMNS": "150"}).stdout
+    for part in ("weights", "KV cache", "within its windows", "int4 g32", "most requests"):
+        assert part in table
+
+
+def test_plan_memory_is_close_to_the_files(tuili: Invoke, tiny: Tiny) -> None:
+    path = tiny("qwen3")
+    got = json.loads(tuili("plan", "memory", path, "--dtype", "float32", "--json").stdout)["plans"][0]
+    files = sum(file.stat().st_size for file in weight_files(open_checkpoint(path).path))
+    assert 0 <= files - got["weights"] < 8192  # the files' headers
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("no/where/here",), "no directory or config.json"),
+        (("embedded", "--dtype", "int5"), "unknown width 'int5'"),
+        (("embedded", "--context", 10**9), "this model was made for"),
+        (("embedded", "--kv-cache-dtype", "int3"), "unknown KV dtype"),
+        (("embedded", "--dtype", "int4", "--group", 48), "48"),
+    ],
+)
+def test_plan_memory_refuses(tuili: Invoke, words: tuple[object, ...], why: str) -> None:
+    result = tuili("plan", "memory", *words)
+    assert result.exit_code == 1
+    assert why in str(result.exception)
+
+
+def test_plan_decode_is_bandwidth_over_bytes(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
+    words = ("plan", "decode", tiny("qwen3"), "--dtype", "bfloat16,int4", "--concurrency", "1,4", "--context", 50)
+    result = tuili(*words, "--bandwidth", "0.5", "--peak", "1e6", "--json")
+    assert result.exit_code == 0, result.output
+    arms = json.loads(result.stdout)["arms"]
+    assert [(arm["width"], arm["concurrency"]) for arm in arms] == [
+        *(("bfloat16", 1), ("bfloat16", 4), ("int4 g32", 1), ("int4 g32", 4))
+    ]
+    for arm in arms:
+        rate = arm["concurrency"] * 0.5e9 / (arm["weights"] + arm["kv"])
+        assert (arm["bound"], arm["tokens_per_second"]) == ("memory", pytest.approx(rate))
+    file = tmp_path / "machine.json"
+    missing = tuili(*words, "--machine", file)
+    assert "tuili bench machine" in str(missing.exception)
+    reads = [{"threads": 1, "bytes": 1 << 20, "per_second": 2e9}]
+    peaks = [{"threads": 1, "kind": kind, "per_second": 1.0} for kind in ("bfloat16", "int8")]
+    origin = {"date": "2026-01-01", "machine": {"cpu": "x"}}
+    file.write_text(json.dumps({"reads": reads, "peaks": peaks, "provenance": origin}))
+    arm = json.loads(tuili(*words, "--machine", file, "--json").stdout)["arms"][1]
+    assert (arm["bandwidth"], arm["bound"]) == (2e9, "compute")
+    assert arm["tokens_per_second"] == pytest.approx(4 / arm["operations"])
+    assert "tok/s predicted" in tuili(*words, "--machine", file, env={"COLUMNS": "120"}).stdout
+
+
+def test_kernels_under_the_roofline(tuili: Invoke, tmp_path: Path) -> None:
+    file, picture = tmp_path / "r.json", tmp_path / "r.png"
+    words = ("bench", "kernels", "--size", "64x96", "--rows", "1,8", "--seconds", "0.001", "--cold-mib", 1)
+    result = tuili(*words, "--threads", 1, "--save-result", file, "--json")
+    assert result.exit_code == 0, result.output
+    got = json.loads(result.stdout)
+    assert got == json.loads(file.read_text())
+    assert [(p["arm"], p["rows"]) for p in got["points"]] == [
+        (arm, rows) for arm in ("f32", "bf16", "int8", "int4") for rows in (1, 8)
+    ]
+    first = got["points"][0]  # 96 x 64 floats, one row in and one out
+    assert (first["bytes"], first["operations"]) == (4 * (96 * 64 + 64 + 96), 2 * 96 * 64)
+    assert first["roof"] == pytest.approx(min(got["peaks"]["float32"], first["intensity"] * got["bandwidth"]))
+    assert first["share"] == pytest.approx(first["operations"] / first["seconds"] / first["roof"])
+    table = tuili(*words, env={"COLUMNS": "150"}).stdout
+    assert "op/byte" in table
+    assert "bound by" in table
+    pytest.importorskip("matplotlib")
+    assert tuili(*words, "--plot", picture).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_decode_beside_its_prediction(tuili: Invoke, tiny: Tiny) -> None:
+    words = ("bench", "decode", "--model", tiny("llama"), "--dtype", "float32", "--threads", 1, "--repeats", 1)
+    result = tuili(*words, "--concurrency", "1,2", "--prompt", 4, "--output", 6, "--json")
+    assert result.exit_code == 0, result.output
+    for arm in json.loads(result.stdout)["arms"]:
+        assert arm["predicted"] == pytest.approx(arm["concurrency"] * arm["bandwidth"] / arm["step_bytes"])
+        assert arm["ratio"] == pytest.approx(arm["tokens_per_second"] / arm["predicted"])
+
+
+def test_a_random_checkpoint_runs(tuili: Invoke, tmp_path: Path) -> None:
+    from tuili.bench.checkpoint import SCALED, write_random
+    from tuili.plan.model import open_spec
+
+    small = SCALED | {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96, "torch_dtype": "float32"}
+    folder = write_random(tmp_path / "m", small)
+    assert open_spec(str(folder)).hidden_size == 64
+    result = tuili("run", folder, "--prompt", "Hello", "--max-tokens", 3, "--threads", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["usage"]["completion_tokens"] >= 1
+
+
+def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuili.cli import doctor
+
+    file = tmp_path / "machine.json"
+    monkeypatch.setattr(limits, "PATH", file)
+    assert doctor.limits().found.startswith("not measured")
+    file.write_text("{}")
+    assert doctor.limits().verdict == doctor.WARN
