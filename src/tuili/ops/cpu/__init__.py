@@ -10,7 +10,7 @@ from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, u
 from tuili.ops.cpu.packed import shape as packed_shape
 
 if describe().built:
-    from tuili.ops.cpu import kernels  # noqa: F401 (registers them)
+    from tuili.ops.cpu import kernels, sampling  # noqa: F401 (register them)
 
 __all__ = [
     "Arena",

@@ -43,6 +43,9 @@ NormArgs = _struct("NormArgs", "x weight out", "rows heads dim x_stride dtype", 
 RotateArgs = _struct("RotateArgs", "x cos sin out", "rows heads dim half x_stride dtype")
 GatedArgs = _struct("GatedArgs", "x out", "rows dim activation dtype")
 WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
+ArgmaxArgs = _struct("ArgmaxArgs", "logits ids finite", "rows vocab stride dtype")
+DrawArgs = _struct("DrawArgs", "logits temperature min_p top_k top_p uniform ids finite", "rows vocab stride dtype")
+LogprobsArgs = _struct("LogprobsArgs", "logits tokens chosen rank top_values top_ids", "rows vocab stride dtype count")
 
 CALLS = {
     "linear": LinearArgs,
@@ -53,6 +56,9 @@ CALLS = {
     "rotate": RotateArgs,
     "gated": GatedArgs,
     "write_kv": WriteArgs,
+    "argmax": ArgmaxArgs,
+    "draw": DrawArgs,
+    "logprobs": LogprobsArgs,
 }
 
 

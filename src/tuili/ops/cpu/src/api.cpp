@@ -161,6 +161,18 @@ void tuili_gated(const GatedArgs* a) {
     row_pieces(a->rows, a->dim * 2, [&](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
 }
 
+void tuili_argmax(const ArgmaxArgs* a) {
+    row_pieces(a->rows, a->vocab, [&](int64_t row, int64_t rows) { kernels->argmax(*a, row, rows); });
+}
+
+void tuili_draw(const DrawArgs* a) {
+    row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->draw(*a, row, rows); });
+}
+
+void tuili_logprobs(const LogprobsArgs* a) {
+    row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->logprobs(*a, row, rows); });
+}
+
 void tuili_write_kv(const WriteArgs* a) {
     int64_t bytes = a->row * a->element_bytes;
     for (int64_t i = 0; i < a->count; i++) {

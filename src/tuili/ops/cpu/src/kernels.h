@@ -21,6 +21,9 @@ struct Kernels {
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
     void (*rotate)(const RotateArgs&, int64_t row, int64_t rows);
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
+    void (*argmax)(const ArgmaxArgs&, int64_t row, int64_t rows);
+    void (*draw)(const DrawArgs&, int64_t row, int64_t rows);
+    void (*logprobs)(const LogprobsArgs&, int64_t row, int64_t rows);
 };
 
 const Kernels* avx512_kernels();

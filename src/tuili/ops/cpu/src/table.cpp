@@ -15,6 +15,9 @@ void JOIN(merge, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
 void JOIN(rms_norm, TUILI_ISA)(const NormArgs&, int64_t, int64_t);
 void JOIN(rotate, TUILI_ISA)(const RotateArgs&, int64_t, int64_t);
 void JOIN(gated, TUILI_ISA)(const GatedArgs&, int64_t, int64_t);
+void JOIN(argmax, TUILI_ISA)(const ArgmaxArgs&, int64_t, int64_t);
+void JOIN(draw, TUILI_ISA)(const DrawArgs&, int64_t, int64_t);
+void JOIN(logprobs, TUILI_ISA)(const LogprobsArgs&, int64_t, int64_t);
 
 const Kernels* JOIN(TUILI_ISA, kernels)() {
     static constexpr Kernels table = {
@@ -22,6 +25,7 @@ const Kernels* JOIN(TUILI_ISA, kernels)() {
         JOIN(linear, TUILI_ISA),   JOIN(quantize, TUILI_ISA),  JOIN(quantized, TUILI_ISA),
         JOIN(attention, TUILI_ISA), JOIN(merge, TUILI_ISA),
         JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
+        JOIN(argmax, TUILI_ISA),   JOIN(draw, TUILI_ISA),      JOIN(logprobs, TUILI_ISA),
     };
     return &table;
 }
