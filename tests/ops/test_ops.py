@@ -37,8 +37,8 @@ def results(function: Callable[..., Any], sample: ops.Sample) -> list[torch.Tens
     """What ``function`` returns and what it leaves in its (possibly written) tensor arguments, in float32."""
     args, kwargs = sample.make(generator())
     out = function(*args, **kwargs)
-    tensors = [*([out] if out is not None else []), *(a for a in args if isinstance(a, torch.Tensor))]
-    return [t.float() for t in tensors]
+    made = out if isinstance(out, tuple) else () if out is None else (out,)
+    return [t.float() for t in (*made, *args) if isinstance(t, torch.Tensor)]
 
 
 @pytest.mark.parametrize(("entry", "backend", "sample"), IMPLEMENTATIONS)

@@ -87,7 +87,8 @@ def test_every_sample(entry: ops.Op, sample: ops.Sample, isa: str, threads: int)
     for function in (entry.reference, entry.implementations["cpu"]):
         args, kwargs = sample.make(generator())
         out = function(*args, **kwargs)
-        results.append([*([] if out is None else [out]), *(a for a in args if isinstance(a, torch.Tensor))])
+        made = out if isinstance(out, tuple) else (out,)
+        results.append([t for t in (*made, *args) if isinstance(t, torch.Tensor)])
     dtype = torch.bfloat16 if sample.name.endswith("16") else torch.float32
     for want, have in zip(*results, strict=True):
         close(have, want, dtype)

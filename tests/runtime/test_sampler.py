@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tuili.core.params import SamplingParams
+from tuili.ops.sampling import cut_min_p, cut_top_k, cut_top_p
 from tuili.runtime.penalties import adjust
 from tuili.runtime.random import uniform
 from tuili.runtime.rows import Row, _remembers
-from tuili.runtime.sampler import cut_min_p, cut_top_k, cut_top_p, draw, sample, top_logprobs
+from tuili.runtime.sampler import choose, sample, top_logprobs
 
 VOCAB = 50
 
@@ -80,7 +81,8 @@ def test_draws_follow_the_distribution(wishes: dict[str, Any]) -> None:
         probs = np.where(probs >= wishes["min_p"] * probs.max(), probs, 0)
     probs = probs / probs.sum()
     params = SamplingParams(seed=7, **wishes)
-    tokens = draw(x.expand(n, -1).contiguous(), [params] * n, list(range(n)))
+    tokens, finite = choose(x.expand(n, -1).contiguous(), [params] * n, list(range(n)))
+    assert finite.all()
     counts = np.bincount(tokens.numpy(), minlength=vocab)
     assert (counts[probs == 0] == 0).all()
     used = probs > 0

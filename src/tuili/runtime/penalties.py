@@ -7,6 +7,17 @@ import torch
 from tuili.runtime.rows import Row
 
 
+def needs_adjusting(row: Row, position: int) -> bool:
+    """Whether ``adjust`` changes anything for the token at ``position``."""
+    p = row.params
+    return (
+        row.remembers
+        or p.allowed_token_ids is not None
+        or bool(p.logit_bias)
+        or position - row.prompt_len < p.min_tokens
+    )
+
+
 def adjust(scores: torch.Tensor, row: Row, position: int) -> None:
     """Change one row's ``scores`` [vocab] in place. ``position`` is where the token will stand."""
     p = row.params
@@ -51,7 +62,7 @@ def _count(row: Row, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     new = row.tokens[row.counted :]
     if new:
         row.seen[torch.tensor(new)] = True
-        output = row.tokens[max(row.counted, row.prompt_len) :]
-        row.output_counts += torch.bincount(torch.tensor(output, dtype=torch.long), minlength=vocab)
+        output = torch.tensor(row.tokens[max(row.counted, row.prompt_len) :], dtype=torch.long)
+        row.output_counts.index_add_(0, output, torch.ones(len(output)))
         row.counted = len(row.tokens)
     return row.output_counts, row.seen

@@ -130,5 +130,35 @@ struct StoreArgs {
     void* scales;
     void* zeros;
     int64_t rows, inputs, stride, dtype, bits, group;
+// The best id of each row of logits[rows, vocab], row r at r * stride, and whether its value is finite.
+struct ArgmaxArgs {
+    const void* logits;
+    int64_t* ids;
+    uint8_t* finite;
+    int64_t rows, vocab, stride, dtype;
+};
+
+// As ops.draw: one value per row of temperature (0: the best id), min_p (0: off), top_k (0: off), top_p, uniform.
+struct DrawArgs {
+    const void* logits;
+    const float* temperature;
+    const float* min_p;
+    const int64_t* top_k;
+    const float* top_p;
+    const double* uniform;
+    int64_t* ids;
+    uint8_t* finite;
+    int64_t rows, vocab, stride, dtype;
+};
+
+// As ops.logprobs: chosen, rank [rows] of tokens[rows]; top_ids, top_values [rows, count].
+struct LogprobsArgs {
+    const void* logits;
+    const int64_t* tokens;
+    float* chosen;
+    int64_t* rank;
+    float* top_values;
+    int64_t* top_ids;
+    int64_t rows, vocab, stride, dtype, count;
 };
 }

@@ -194,6 +194,16 @@ void tuili_embedding(const EmbeddingArgs* a) {
         memcpy((char*)a->out + i * a->bytes, (const char*)a->weight + a->ids[i] * a->bytes, a->bytes);
 void tuili_store(const StoreArgs* a) {
     parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
+void tuili_argmax(const ArgmaxArgs* a) {
+    row_pieces(a->rows, a->vocab, [&](int64_t row, int64_t rows) { kernels->argmax(*a, row, rows); });
+}
+
+void tuili_draw(const DrawArgs* a) {
+    row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->draw(*a, row, rows); });
+}
+
+void tuili_logprobs(const LogprobsArgs* a) {
+    row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->logprobs(*a, row, rows); });
 }
 
 void tuili_write_kv(const WriteArgs* a) {

@@ -27,6 +27,9 @@ struct Kernels {
     void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
     void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
     void (*store)(const StoreArgs&, int64_t tile);
+    void (*argmax)(const ArgmaxArgs&, int64_t row, int64_t rows);
+    void (*draw)(const DrawArgs&, int64_t row, int64_t rows);
+    void (*logprobs)(const LogprobsArgs&, int64_t row, int64_t rows);
 };
 
 const Kernels* avx512_kernels();
