@@ -2,10 +2,8 @@
 
 from tuili.ops.attention import causal_attention, paged_attention, write_kv
 from tuili.ops.reference import add, embedding, gated, linear, rms_norm, rotate, scale, softcap
-from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
-from tuili.ops.reference import embedding, gated, linear, rms_norm, rotate, softcap
 from tuili.ops.sampling import argmax, draw, logprobs
-from tuili.ops.table import Op, Sample, choose, implement, op, table, use
+from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
 
 __all__ = [
     "Op",
