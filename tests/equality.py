@@ -63,29 +63,32 @@ SPECS: dict[str, tuple[ModelSpec, torch.dtype]] = {
 }
 
 
-#: Every spec on torch's references and, with this ending, on the C++ kernels with its weights packed for them.
-KERNELS = "+cpu"
+#: Every spec on torch's references and, with these endings, on the C++ kernels with its weights packed for them: decode
+#: steps captured, as they are by default, or eager.
+KERNELS, EAGER = "+cpu", "+cpu+eager"
 ON_KERNELS = [name + KERNELS for name in SPECS] if cpu.describe().built else []
+EAGERLY = [name + EAGER for name in SPECS] if cpu.describe().built else []
 
 
 def backend(name: str) -> AbstractContextManager[None]:
     """Run the block on the ops that ``name`` asks for."""
-    return ops.use("cpu" if name.endswith(KERNELS) else "reference")
+    return ops.use("cpu" if KERNELS in name else "reference")
 
 
 @functools.cache
 def model(name: str) -> Decoder:
     """A random model whose greedy text wanders (weights large enough that no token dominates)."""
-    spec, dtype = SPECS[name.removesuffix(KERNELS)]
+    plain = name.partition("+")[0]
+    spec, dtype = SPECS[plain]
     decoder = Decoder(spec)
-    generator = torch.Generator().manual_seed(len(name.removesuffix(KERNELS)))
+    generator = torch.Generator().manual_seed(len(plain))
     for key, parameter in decoder.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = (1 - spec.norm_offset + noise * 0.1) if "norm" in key else noise * 0.25
         parameter.requires_grad_(False)
     decoder = decoder.to(dtype).eval()
     decoder.prepare(LONGEST)
-    if name.endswith(KERNELS):
+    if KERNELS in name:
         decoder.store(Scheme())
     return decoder
 
@@ -126,7 +129,14 @@ def engine(
     policy: str = "fcfs",
     chunked: bool = True,
 ) -> tuple[Scheduler, LocalExecutor]:
-    executor = LocalExecutor(model(name), num_blocks=blocks, block_size=BLOCK, max_model_len=LONGEST, max_num_seqs=rows)
+    executor = LocalExecutor(
+        model(name),
+        num_blocks=blocks,
+        block_size=BLOCK,
+        max_model_len=LONGEST,
+        max_num_seqs=rows,
+        enforce_eager=name.endswith(EAGER),
+    )
     scheduler = Scheduler(
         executor.capacity,
         policies.get(policy)(),

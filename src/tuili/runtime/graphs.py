@@ -56,8 +56,10 @@ class Inputs:
 
     def batch(self, n: int) -> tuple[torch.Tensor, ForwardBatch]:
         """The ids of the first ``n`` rows and their batch: views, so that one batch serves all steps of ``n`` rows."""
-        parts = (self.positions[:n], self.slots[:n], self.starts[: n + 1], self.context[:n], self.table[:n])
-        return torch.from_numpy(self.ids[:n]), ForwardBatch(*map(torch.from_numpy, parts), 1, self.attention)
+        whole = (self.ids, self.positions, self.slots, self.context, self.table)
+        ids, positions, slots, context, table = (torch.from_numpy(part[:n]) for part in whole)
+        starts = torch.from_numpy(self.starts[: n + 1])
+        return ids, ForwardBatch(positions, slots, starts, context, table, 1, self.attention)
 
 
 @dataclass
@@ -92,6 +94,11 @@ class Graphs:
         """Whether steps are captured: only the C++ kernels are, and only as long as they are what computes."""
         return not self.why and ops.active_backend() == "cpu"
 
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of rows that are captured."""
+        return sorted(self._recordings)
+
     def logits(self, rows: int) -> torch.Tensor | None:
         """Scores [rows, vocab] of the step whose inputs were filled in, valid until the next step; None if it has to run
         eagerly. Computing a step a second time changes nothing: it writes the same K and V to the same slots."""
@@ -103,13 +110,15 @@ class Graphs:
             try:
                 recording, expected = self._record(rows)
             except Unrecordable as error:
-                return self._give_up(str(error))
+                self._give_up(str(error))
+                return None
         else:
             expected, recording.trusted = self._eager(rows), True
         self._workspace.spoil()
         recording.program.run()
         if not torch.equal(recording.logits.view(torch.uint8), expected.view(torch.uint8)):
-            return self._give_up(f"a replay of {rows} rows gave other bits than the calls that it is made of")
+            self._give_up(f"a replay of {rows} rows gave other bits than the calls that it is made of")
+            return None
         self._recordings[rows] = recording
         return recording.logits
 

@@ -33,7 +33,7 @@ int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Rows of a cheap op are cut so that a piece is worth the claim (about 10 microseconds of work).
 template <class Body> void row_pieces(int64_t rows, int64_t elements_per_row, Body body) {
     int64_t by = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_row));
-    parallel(up(rows, by), [&](int64_t p) { body(p * by, std::min(by, rows - p * by)); });
+    parallel(up(rows, by), [=](int64_t p) { body(p * by, std::min(by, rows - p * by)); });
 }
 
 // A product's outputs in pieces of at least four tiles (one block of registers) and up to 128 KB of weights; where that
@@ -45,7 +45,7 @@ template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t ti
     int64_t columns = up(tiles, wide), high = rows;
     if (columns < 4 * team && rows >= 64) high = up(up(rows, up(4 * team, columns)), 24) * 24;
     int64_t bands = up(rows, high);
-    parallel(columns * bands, [&](int64_t p) {
+    parallel(columns * bands, [=](int64_t p) {
         int64_t tile = p / bands * wide, row = p % bands * high;
         body(row, std::min(high, rows - row), tile, std::min(wide, tiles - tile));
     });
@@ -67,6 +67,7 @@ int tuili_use_isa(const char* name) {
 
 void tuili_set_threads(int threads) { pool_resize(threads); }
 int tuili_threads() { return pool_threads(); }
+void tuili_wake() { pool_wake(); }
 
 // Reads `bytes` once, by the team.
 void tuili_probe_read(const void* at, int64_t bytes) {
@@ -85,7 +86,7 @@ int64_t tuili_probe_multiply(int64_t kind, int64_t rounds) {
 
 void tuili_linear(const LinearArgs* a) {
     int64_t bytes = a->inputs * TILE * (a->dtype == 0 ? 4 : 2);
-    matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [=](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->linear(*a, row, rows, tile, tiles);
     });
 }
@@ -166,27 +167,27 @@ void tuili_attention(const AttentionArgs* a) {
 }
 
 void tuili_rms_norm(const NormArgs* a) {
-    row_pieces(a->rows * a->heads, a->dim, [&](int64_t row, int64_t rows) { kernels->rms_norm(*a, row, rows); });
+    row_pieces(a->rows * a->heads, a->dim, [=](int64_t row, int64_t rows) { kernels->rms_norm(*a, row, rows); });
 }
 
 void tuili_rotate(const RotateArgs* a) {
-    row_pieces(a->rows, a->heads * a->dim, [&](int64_t row, int64_t rows) { kernels->rotate(*a, row, rows); });
+    row_pieces(a->rows, a->heads * a->dim, [=](int64_t row, int64_t rows) { kernels->rotate(*a, row, rows); });
 }
 
 void tuili_gated(const GatedArgs* a) {
-    row_pieces(a->rows, a->dim * 2, [&](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
+    row_pieces(a->rows, a->dim * 2, [=](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
 }
 
 void tuili_add(const AddArgs* a) {
-    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->add(*a, row, rows); });
+    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->add(*a, row, rows); });
 }
 
 void tuili_scale(const ScaleArgs* a) {
-    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->scale(*a, row, rows); });
+    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->scale(*a, row, rows); });
 }
 
 void tuili_softcap(const SoftcapArgs* a) {
-    row_pieces(a->rows, a->dim, [&](int64_t row, int64_t rows) { kernels->softcap(*a, row, rows); });
+    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->softcap(*a, row, rows); });
 }
 
 void tuili_embedding(const EmbeddingArgs* a) {

@@ -1,0 +1,216 @@
+"""Captured decode steps: the bits of an eager run, for every family's blocks; and what can not be captured is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from equality import BLOCK, LONGEST, ON_KERNELS, VOCAB, drive, engine, load, model, outputs, request
+
+from tuili import ops
+from tuili.layers.decoder import Decoder
+from tuili.ops import cpu
+from tuili.runtime.attention.paged import PagedAttention
+from tuili.runtime.batch import assemble
+from tuili.runtime.graphs import Graphs
+from tuili.runtime.kvstore import KVStore
+from tuili.runtime.recording import Guard, Unrecordable, Workspace
+
+pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
+ROWS, BLOCKS = 12, 40
+LLAMA = "llama-f32+cpu"
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> Iterator[None]:
+    with ops.use("cpu"):
+        yield
+
+
+class Wrapped:
+    """A model whose logits pass through ``change(logits, ids)``."""
+
+    def __init__(self, inner: Decoder, change: Any):
+        self.inner, self.change = inner, change
+        self.forward = inner.forward
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        self.ids = ids
+        return self.inner.embed(ids)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.change(self.inner.logits(hidden), self.ids)
+
+
+def pool(spec_of: Decoder, seed: int = 0) -> KVStore:
+    spec = spec_of.spec
+    kv = KVStore(spec.num_layers, BLOCKS, BLOCK, spec.num_kv_heads, spec.head_dim, spec_of.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for cache in (kv.keys, kv.values):
+        cache.copy_(torch.randn(cache.shape, generator=generator))
+    return kv
+
+
+def graphs(inner: Any, kv: KVStore) -> Graphs:
+    return Graphs(inner, kv, ROWS, LONGEST // BLOCK, PagedAttention())
+
+
+def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
+    """Random ids, positions, block tables and rows of a decode step; requests share no block that they write."""
+    table = np.zeros((ROWS, LONGEST // BLOCK), np.int64)
+    own = rng.permutation(BLOCKS)
+    positions = rng.integers(0, 3 * BLOCK, rows).tolist()
+    for row in range(ROWS):
+        table[row, :3] = own[3 * row : 3 * row + 3]
+    return rng.integers(0, VOCAB, rows).tolist(), positions, table, rng.permutation(ROWS)[:rows].tolist()
+
+
+@torch.inference_mode()
+def captured(taken: Graphs, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor | None:
+    taken.fill(*inputs)
+    logits = taken.logits(len(inputs[0]))
+    return None if logits is None else logits.clone()
+
+
+@torch.inference_mode()
+def eager(inner: Any, kv: KVStore, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor:
+    """The same step as the runner makes it when it is not captured."""
+    ids, positions, table, rows = inputs
+    batch = assemble(positions, [1] * len(ids), table[rows], BLOCK, PagedAttention())
+    return inner.logits(inner.forward(inner.embed(torch.tensor(ids)), batch, kv))
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_replays_give_the_bits_of_eager_runs(name: str) -> None:
+    inner = model(name)
+    taken_kv, eager_kv = pool(inner), pool(inner)
+    taken, rng = graphs(inner, taken_kv), np.random.default_rng(1)
+    for rows in (3, 1, 12, 3, 1, 3, 12, 12, 2, 2, 2):  # recorded, tried on other inputs, trusted; sizes interleaved
+        inputs = step(rng, rows)
+        have, want = captured(taken, inputs), eager(inner, eager_kv, inputs)
+        assert have is not None, taken.why
+        assert torch.equal(have, want)
+        assert torch.equal(taken_kv.keys, eager_kv.keys)
+        assert torch.equal(taken_kv.values, eager_kv.values)
+    assert taken.sizes == [1, 2, 3, 12]
+
+
+def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:
+    inner = model("llama-bf16+cpu")
+    kv = pool(inner)
+    taken, rng = graphs(inner, kv), np.random.default_rng(2)
+    for _ in range(3):
+        captured(taken, step(rng, 5))
+    inputs = step(rng, 5)
+    try:
+        for threads in (3, 2, 1):
+            cpu.set_threads(threads)
+            have = captured(taken, inputs)
+            assert have is not None
+            assert torch.equal(have, eager(inner, kv, inputs))
+    finally:
+        cpu.set_threads(1)
+
+
+def test_sizes_share_their_memory() -> None:
+    inner = model(LLAMA)
+    taken, rng = graphs(inner, pool(inner)), np.random.default_rng(3)
+    captured(taken, step(rng, 12))
+    slots = len(taken._workspace._slots)
+    for rows in (1, 2, 5, 7, 11):
+        captured(taken, step(rng, rows))
+    assert len(taken._workspace._slots) == slots < 14
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, ids: x * 2,
+        lambda x, ids: x.add_(1),
+        lambda x, ids: x + torch.zeros(1),
+        lambda x, ids: x[ids.argmin() :],
+    ],
+    ids=["computes", "in place", "makes", "reads"],
+)
+def test_a_torch_op_among_the_calls_is_not_missed(change: Any, caplog: pytest.LogCaptureFixture) -> None:
+    inner = Wrapped(model(LLAMA), change)
+    taken, rng = graphs(inner, pool(inner.inner)), np.random.default_rng(4)
+    with caplog.at_level(logging.WARNING):
+        assert captured(taken, step(rng, 2)) is None
+    assert "torch computes aten." in taken.why
+    assert not taken.active
+    assert [taken.why in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_value_that_the_recording_froze_is_noticed() -> None:
+    """The model looks at its input outside of torch and acts on it: a replay would repeat the first step's decision."""
+    inner = Wrapped(model(LLAMA), lambda x, ids: ops.scale(x, 1.0 + int(ids.numpy()[0])))
+    taken, rng = graphs(inner, pool(inner.inner)), np.random.default_rng(5)
+    assert captured(taken, step(rng, 2)) is not None
+    assert captured(taken, step(rng, 2)) is None
+    assert "other bits" in taken.why
+
+
+def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
+    kept: dict[str, torch.Tensor] = {}
+
+    def once(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        if "seen" not in kept:
+            kept["seen"] = torch.empty(x.shape)
+            kept["seen"].numpy()[:] = 1.0
+        return ops.add(x, kept["seen"])
+
+    inner = Wrapped(model(LLAMA), once)
+    taken = graphs(inner, pool(inner.inner))
+    assert captured(taken, step(np.random.default_rng(6), 2)) is None
+    assert "other bits" in taken.why
+
+
+def test_references_are_not_captured() -> None:
+    inner = model(LLAMA)
+    taken = graphs(inner, pool(inner))
+    assert taken.active
+    with ops.use("reference"):
+        assert not taken.active
+    assert taken.active
+
+
+def test_views_are_allowed_and_memory_comes_back() -> None:
+    workspace = Workspace(8)
+    with Guard(workspace, 2):
+        x = torch.empty(2, 6)
+        first, second = x.split((2, 4), -1)
+        second.view(2, 2, 2)
+        y = torch.empty_like(x)
+        assert x.data_ptr() != y.data_ptr()
+        at = y.data_ptr()
+        del y
+        assert torch.empty(2, 6).data_ptr() == at
+        with pytest.raises(Unrecordable, match="aten"):
+            x.clone()
+        with pytest.raises(Unrecordable, match="aten"):
+            first.item() if first.numel() == 1 else x[0, 0].item()
+
+
+@pytest.mark.parametrize("name", ON_KERNELS)
+def test_an_engine_that_can_not_capture_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it finds out in the midst of a step."""
+
+    def text() -> dict[str, tuple[int, ...]]:
+        scheduler, executor = engine(name, budget=64, blocks=100)
+        for i, (prompt, count) in enumerate(load(5)):
+            scheduler.add(request(str(i), prompt, max_tokens=count))
+        said = outputs(drive(scheduler, executor))
+        assert executor.runner.graphs is not None
+        assert bool(executor.runner.graphs.sizes) != bool(executor.runner.graphs.why)
+        return said
+
+    want = text()
+    inner = model(name)
+    plain = inner.logits
+    monkeypatch.setattr(inner, "logits", lambda hidden: plain(hidden) + 0)
+    assert text() == want
