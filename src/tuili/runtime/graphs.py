@@ -100,8 +100,8 @@ class Graphs:
         return sorted(self._recordings)
 
     def logits(self, rows: int) -> torch.Tensor | None:
-        """Scores [rows, vocab] of the step whose inputs were filled in, valid until the next step; None if it has to run
-        eagerly. Computing a step a second time changes nothing: it writes the same K and V to the same slots."""
+        """Scores [rows, vocab] of the step whose inputs were filled in, valid until the next step; None if it has to
+        run eagerly. Computing a step a second time changes nothing: it writes the same K and V to the same slots."""
         recording = self._recordings.get(rows)
         if recording is not None and recording.trusted:
             recording.program.run()

@@ -150,13 +150,13 @@ class Program:
 
     def __init__(self, calls: Sequence[Made]):
         self._args = [args for _, args in calls]  # the library reads them where they are
-        entries = ((_address(name), ctypes.addressof(args)) for name, args in calls)
-        self._calls = (Call * len(calls))(*entries)
+        self._calls = (Call * len(calls))(*(Call(_address(name), ctypes.addressof(args)) for name, args in calls))
 
     def __len__(self) -> int:
         return len(self._calls)
 
     def run(self) -> None:
+        assert library is not None
         library.tuili_replay(self._calls, len(self._calls))
 
 
