@@ -86,8 +86,8 @@ def _tensor(memory: np.ndarray, shape: Sequence[int], dtype: torch.dtype) -> tor
 
 
 class _Rules:
-    """What a ``Guard`` does. Apart from it, because torch wraps the ``__torch_dispatch__`` of a mode's own class, and the
-    wrapper imports torch's compiler at first use (1.2 s of processor time)."""
+    """What a ``Guard`` does. Apart from it, because torch wraps the ``__torch_dispatch__`` of a mode's own class, and
+    the wrapper imports torch's compiler at first use (1.2 s of processor time)."""
 
     workspace: Workspace
     rows: int
