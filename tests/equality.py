@@ -20,7 +20,7 @@ from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops import cpu
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import SCHEMES, Scheme
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -66,27 +66,33 @@ SPECS: dict[str, tuple[ModelSpec, torch.dtype]] = {
 #: Every spec on torch's references and, with this ending, on the C++ kernels with its weights packed for them.
 KERNELS = "+cpu"
 ON_KERNELS = [name + KERNELS for name in SPECS] if cpu.describe().built else []
+#: The same with rounded weights, by ``--quantization``: on kernels where there are some.
+QUANTIZED = [
+    f"{spec}{KERNELS if ON_KERNELS else ''}+{quantization}"
+    for spec, quantization in (("llama-bf16", "int8"), ("gemma-f32", "int4"))
+]
 
 
 def backend(name: str) -> AbstractContextManager[None]:
     """Run the block on the ops that ``name`` asks for."""
-    return ops.use("cpu" if name.endswith(KERNELS) else "reference")
+    return ops.use("cpu" if KERNELS in name else "reference")
 
 
 @functools.cache
 def model(name: str) -> Decoder:
     """A random model whose greedy text wanders (weights large enough that no token dominates)."""
-    spec, dtype = SPECS[name.removesuffix(KERNELS)]
+    plain, *ways = name.split("+")
+    spec, dtype = SPECS[plain]
     decoder = Decoder(spec)
-    generator = torch.Generator().manual_seed(len(name.removesuffix(KERNELS)))
+    generator = torch.Generator().manual_seed(len(plain))
     for key, parameter in decoder.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         parameter.data = (1 - spec.norm_offset + noise * 0.1) if "norm" in key else noise * 0.25
         parameter.requires_grad_(False)
     decoder = decoder.to(dtype).eval()
     decoder.prepare(LONGEST)
-    if name.endswith(KERNELS):
-        decoder.store(Scheme())
+    if ways:
+        decoder.store(SCHEMES.get(ways[-1], Scheme()))
     return decoder
 
 
