@@ -14,9 +14,9 @@ from tiny_models import CASES, SHAPE, Tiny, prompt
 
 from tuili import LLM, SamplingParams, ops
 from tuili.base.errors import ConfigError
-from tuili.engine.resolve import weight_bytes
 from tuili.layers.decoder import Decoder
 from tuili.layers.linear import Matrix
+from tuili.layers.sizes import weight_bytes
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model, to_hf
 from tuili.ops import cpu
@@ -63,7 +63,7 @@ def test_the_memory_table_counts_what_is_stored(case: str, dtype: str, tiny: Tin
         model = load(tiny(case), scheme, dtype)
         stored = sum(matrix.stored.nbytes for matrix in matrices(model).values() if matrix.stored)
         plain = sum(p.nbytes for p in model.parameters())
-        assert weight_bytes(spec, scheme, getattr(torch, dtype).itemsize) == stored + plain, scheme
+        assert weight_bytes(spec, dtype, scheme) == stored + plain, scheme
 
 
 @pytest.mark.parametrize("scheme", ALL, ids=str)
@@ -108,7 +108,7 @@ def test_loading_takes_the_weights_and_little_more(quantization: str, tmp_path: 
         before = _memory("VmRSS")
         model = load(tmp_path, scheme)
         taken = _memory("VmHWM") - before
-    size = weight_bytes(spec, scheme, 2)
+    size = weight_bytes(spec, "bfloat16", scheme)
     assert size <= taken + (8 << 20), "the measurement misses the weights"
     assert taken <= 1.05 * size + (24 << 20)
     assert matrices(model)

@@ -109,6 +109,6 @@ def plan_memory(
         kv_request=request,
         kv_window=step_kv_bytes(spec, [context], kv_dtype),
         kv=concurrency * request,
-        activations=memory_of(step, spec, 0, hardware).activations,
+        activations=memory_of(step, spec, hardware).activations,
         available=hardware.available_memory,
     )
