@@ -122,6 +122,8 @@ struct WriteArgs {
 struct Call {
     void (*function)(const void* args);
     const void* args;
+};
+
 // matrix[rows, inputs] (row n at n * stride) into tiles: bits 0 as it is, 8 or 4 rounded, with scales and (or none)
 // zeros as QuantizedArgs has them.
 struct StoreArgs {
@@ -130,6 +132,18 @@ struct StoreArgs {
     void* scales;
     void* zeros;
     int64_t rows, inputs, stride, dtype, bits, group;
+};
+
+// Rows of a weight that StoreArgs stored rounded, as floats of dtype: out[count, inputs].
+struct LookupArgs {
+    const void* tiles;
+    const void* scales;
+    const void* zeros;
+    const int64_t* ids;
+    void* out;
+    int64_t count, inputs, dtype, bits, group;
+};
+
 // The best id of each row of logits[rows, vocab], row r at r * stride, and whether its value is finite.
 struct ArgmaxArgs {
     const void* logits;

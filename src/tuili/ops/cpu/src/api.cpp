@@ -192,8 +192,16 @@ void tuili_softcap(const SoftcapArgs* a) {
 void tuili_embedding(const EmbeddingArgs* a) {
     for (int64_t i = 0; i < a->count; i++)
         memcpy((char*)a->out + i * a->bytes, (const char*)a->weight + a->ids[i] * a->bytes, a->bytes);
+}
+
 void tuili_store(const StoreArgs* a) {
     parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
+}
+
+void tuili_lookup(const LookupArgs* a) {
+    row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) { kernels->lookup(*a, first, count); });
+}
+
 void tuili_argmax(const ArgmaxArgs* a) {
     row_pieces(a->rows, a->vocab, [&](int64_t row, int64_t rows) { kernels->argmax(*a, row, rows); });
 }
