@@ -20,7 +20,7 @@ from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops import cpu
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import SCHEMES, Scheme
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -68,6 +68,11 @@ SPECS: dict[str, tuple[ModelSpec, torch.dtype]] = {
 KERNELS, EAGER = "+cpu", "+cpu+eager"
 ON_KERNELS = [name + KERNELS for name in SPECS] if cpu.describe().built else []
 EAGERLY = [name + EAGER for name in SPECS] if cpu.describe().built else []
+#: The same with rounded weights, by ``--quantization``: on kernels where there are some.
+QUANTIZED = [
+    f"{spec}{KERNELS if ON_KERNELS else ''}+{quantization}"
+    for spec, quantization in (("llama-bf16", "int8"), ("gemma-f32", "int4"))
+]
 
 
 def backend(name: str) -> AbstractContextManager[None]:
@@ -78,7 +83,7 @@ def backend(name: str) -> AbstractContextManager[None]:
 @functools.cache
 def model(name: str) -> Decoder:
     """A random model whose greedy text wanders (weights large enough that no token dominates)."""
-    plain = name.partition("+")[0]
+    plain, *ways = name.split("+")
     spec, dtype = SPECS[plain]
     decoder = Decoder(spec)
     generator = torch.Generator().manual_seed(len(plain))
@@ -88,8 +93,8 @@ def model(name: str) -> Decoder:
         parameter.requires_grad_(False)
     decoder = decoder.to(dtype).eval()
     decoder.prepare(LONGEST)
-    if KERNELS in name:
-        decoder.store(Scheme())
+    if ways:
+        decoder.store(SCHEMES.get(ways[-1], Scheme()))
     return decoder
 
 

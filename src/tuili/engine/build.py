@@ -121,8 +121,10 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
         log.info("kernels: %s", cpu.describe().why)
     ops.choose("cpu" if kernels else "reference")
     scheme = scheme_of(config.quantization, config.quantization_group_size)
-    if not kernels and scheme == Scheme():
-        return load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress)
-    if not kernels:
+    if not kernels and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    return load_model(checkpoint, config.dtype, cast(int, config.max_model_len), progress, scheme)
+    plain = not kernels and scheme == Scheme()
+    watch = progress and (lambda name, done, total: progress("loading weights", done, total))
+    return load_model(
+        checkpoint, config.dtype, cast(int, config.max_model_len), watch, scheme=None if plain else scheme
+    )

@@ -12,8 +12,9 @@ from tuili.base.config import Config
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
+from tuili.layers.sizes import weight_bytes
 from tuili.layers.spec import ModelSpec
-from tuili.quant.scheme import Scheme, scheme_of
+from tuili.quant.scheme import scheme_of
 
 log = get(__name__)
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -121,7 +122,7 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
     size = BYTES[config.dtype]
     block = config.block_size * spec.kv_bytes_per_token(size)
     available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
-    weights = weight_bytes(spec, scheme_of(config.quantization, config.quantization_group_size), size)
+    weights = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
     return Memory(
         available,
         config.gpu_memory_utilization,
@@ -131,11 +132,6 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
         config.block_size,
         config.quantization,
     )
-
-
-def weight_bytes(spec: ModelSpec, scheme: Scheme, size: int) -> int:
-    """What the weights take as they are stored (whole tiles, scales); ``size``: bytes of the model's floats."""
-    return spec.vector_floats * size + sum(n * scheme.nbytes(out, into, size) for out, into, n in spec.matrices())
 
 
 def _activations(config: Config, spec: ModelSpec, size: int) -> int:
@@ -223,7 +219,7 @@ def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: in
     if config.quantization != "none" or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
         return []
     for name in ("int8", "int4"):
-        weights = weight_bytes(spec, scheme_of(name), BYTES[config.dtype])
+        weights = weight_bytes(spec, config.dtype, scheme_of(name))
         if weights + memory.activations + needed <= memory.budget:
             return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
     return []

@@ -64,24 +64,3 @@ class ModelSpec:
     def kv_bytes_per_token(self, bytes_per_value: int) -> int:
         """Bytes of K and V that one position takes over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
-
-    def matrices(self) -> list[tuple[int, int, int]]:
-        """Every (outputs, inputs) of the model's matrices and how often it is there; a tied head counts once."""
-        heads, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = (
-            (heads + 2 * kv, self.hidden_size),
-            (self.hidden_size, heads),
-            (2 * self.intermediate_size, self.hidden_size),
-            (self.hidden_size, self.intermediate_size),
-        )
-        ends = (self.vocab_size, self.hidden_size, 1 if self.tied else 2)
-        return [ends, *((out, into, self.num_layers) for out, into in layer)]
-
-    @property
-    def vector_floats(self) -> int:
-        """Numbers in norms and biases."""
-        heads, kv, hidden = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.hidden_size
-        layer = (4 if self.post_norms else 2) * hidden + 2 * self.head_dim * self.qk_norm
-        layer += self.qkv_bias * (heads + 2 * kv) + self.out_bias * hidden
-        layer += self.mlp_bias * (2 * self.intermediate_size + hidden)
-        return self.num_layers * layer + hidden

@@ -25,20 +25,6 @@ class Scheme:
     symmetric: bool = True
     weight_only: bool = False
 
-    def nbytes(self, out: int, into: int, element: int) -> int:
-        """What an [out, into] matrix takes as its format stores it; ``element`` is the size of the model's floats."""
-        rows = up(out, TILE)
-        if self.format == "dense":
-            return rows * up(into, 2 if element == 2 else 1) * element
-        if self.format == "int8":
-            return rows * up(into, 4) + 4 * out
-        inputs = up(into, self.group)
-        return rows * (inputs // 2 + inputs // self.group * (2 if self.symmetric else 3))
-
-
-def up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
 
 #: What ``--quantization`` may be. int8 and int4 round the activations to int8 too (W8A8, W4A8).
 SCHEMES = {

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 from tuili.base.errors import ConfigError, nearest
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import TILE, Scheme
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
-#: Outputs of one tile of every format.
-TILE = 16
 
 
 def stored_bytes(out: int, into: int, scheme: Scheme, dtype: str) -> int:

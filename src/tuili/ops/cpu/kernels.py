@@ -216,3 +216,43 @@ def store_int4(
     if not _suits(matrix) or matrix.stride(1) != 1 or not tiles.is_contiguous():
         return table["store_int4"].reference(matrix, group, tiles, scales, zeros)
     return _store(matrix, 4, group, tiles, scales, zeros)
+
+
+def _lookup(
+    ids: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    inputs: int,
+    dtype: torch.dtype,
+    bits: int,
+    group: int,
+) -> torch.Tensor:
+    ids, out = ids.contiguous(), torch.empty(len(ids), inputs, dtype=dtype)
+    pointers = (None if t is None else t.data_ptr() for t in (tiles, scales, zeros, ids, out))
+    lib.call("lookup", lib.LookupArgs(*pointers, len(ids), inputs, CODES[dtype], bits, group))
+    return out
+
+
+@implement("int8_embedding", "cpu")
+def int8_embedding(
+    ids: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, inputs: int, dtype: torch.dtype
+) -> torch.Tensor:
+    if ids.dtype != torch.int64 or dtype not in CODES or not tiles.is_contiguous():
+        return table["int8_embedding"].reference(ids, tiles, scales, inputs, dtype)
+    return _lookup(ids, tiles, scales, None, inputs, dtype, 8, 4)
+
+
+@implement("int4_embedding", "cpu")
+def int4_embedding(
+    ids: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    inputs: int,
+    group: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    if ids.dtype != torch.int64 or dtype not in CODES or not tiles.is_contiguous():
+        return table["int4_embedding"].reference(ids, tiles, scales, zeros, inputs, group, dtype)
+    return _lookup(ids, tiles, scales, zeros, inputs, dtype, 4, group)

@@ -52,6 +52,7 @@ SoftcapArgs = _struct("SoftcapArgs", "x out", "rows dim dtype", "cap")
 EmbeddingArgs = _struct("EmbeddingArgs", "weight ids out", "count bytes")
 WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
 StoreArgs = _struct("StoreArgs", "matrix tiles scales zeros", "rows inputs stride dtype bits group")
+LookupArgs = _struct("LookupArgs", "tiles scales zeros ids out", "count inputs dtype bits group")
 ArgmaxArgs = _struct("ArgmaxArgs", "logits ids finite", "rows vocab stride dtype")
 DrawArgs = _struct("DrawArgs", "logits temperature min_p top_k top_p uniform ids finite", "rows vocab stride dtype")
 LogprobsArgs = _struct("LogprobsArgs", "logits tokens chosen rank top_values top_ids", "rows vocab stride dtype count")
@@ -70,6 +71,7 @@ CALLS = {
     "embedding": EmbeddingArgs,
     "write_kv": WriteArgs,
     "store": StoreArgs,
+    "lookup": LookupArgs,
     "argmax": ArgmaxArgs,
     "draw": DrawArgs,
     "logprobs": LogprobsArgs,

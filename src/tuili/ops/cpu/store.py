@@ -1,4 +1,5 @@
-"""From a matrix's floats to the tiles that kernels read, in one pass: what happens to every weight at load.
+"""From a matrix's floats to the tiles that kernels read, in one pass: what happens to every weight at load; and rows of
+rounded ones as floats again, for embeddings.
 
 Rounding is to nearest: the plainest way from floats to codes. Rows and groups do not see each other, so that a matrix
 can come in slices of whole tiles.
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
-from tuili.ops.cpu.integer import by_tile, pack_int4, pack_int8
-from tuili.ops.cpu.packed import TILE, pack, shape
+from tuili.ops.cpu.integer import by_tile, int4_rows, pack_int4, pack_int8
+from tuili.ops.cpu.packed import TILE, pack, shape, tile_rows
 from tuili.ops.table import Sample, op
 
 
@@ -109,3 +110,50 @@ def store_int4(
     scales.copy_(by_tile(found))
     if zeros is not None and points is not None:
         zeros.copy_(by_tile(points))
+
+
+def int4_floats(
+    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, inputs: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """``codes`` [n, padded inputs], ``scales`` and ``zeros`` [n, groups] to weights [n, inputs]."""
+    grouped = codes.view(len(codes), scales.shape[1], -1).float()
+    offset = 8.0 if zeros is None else zeros.float().unsqueeze(-1)
+    floats = ((grouped - offset) * scales.float().unsqueeze(-1)).flatten(1).to(dtype)
+    return floats[:, :inputs].contiguous()
+
+
+def _int8_rows_args(matrix: torch.Tensor) -> tuple[Any, ...]:
+    args = _int8_args(matrix)
+    store_int8.reference(*args)
+    return torch.tensor([0, len(matrix) - 1, 5, 5]), *args[1:], matrix.shape[1], matrix.dtype
+
+
+@op(lambda: _samples(_int8_rows_args))
+def int8_embedding(
+    ids: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, inputs: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows ``ids`` [n] of an 8-bit matrix: [n, inputs] in ``dtype``."""
+    codes = tile_rows(tiles, ids)[:, :inputs].float() - 128
+    return (codes * scales[ids].unsqueeze(1)).to(dtype)
+
+
+def _int4_rows_args(matrix: torch.Tensor) -> tuple[Any, ...]:
+    _, group, *tensors = args = _int4_args(matrix)
+    store_int4.reference(*args)
+    return torch.tensor([0, len(matrix) - 1, 5, 5]), *tensors, matrix.shape[1], group, matrix.dtype
+
+
+@op(lambda: _samples(_int4_rows_args))
+def int4_embedding(
+    ids: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    inputs: int,
+    group: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Rows ``ids`` [n] of a 4-bit matrix: [n, inputs] in ``dtype``."""
+    tile, lane = ids // TILE, ids % TILE
+    points = None if zeros is None else zeros[tile, :, lane]
+    return int4_floats(int4_rows(tiles, ids), scales[tile, :, lane], points, inputs, dtype)

@@ -7,8 +7,8 @@ import torch
 
 from tuili.base.errors import ConfigError
 from tuili.ops.cpu import Arena, int4_linear
-from tuili.ops.cpu.integer import by_output, by_tile, int4_rows, pack_int4, unpack_int4
-from tuili.ops.cpu.store import store_int4
+from tuili.ops.cpu.integer import by_output, by_tile, pack_int4, unpack_int4
+from tuili.ops.cpu.store import int4_embedding, int4_floats, store_int4
 from tuili.ops.reference import linear
 from tuili.quant.scheme import GROUPS, TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -47,7 +47,7 @@ class Int4:
         tiles, scales = weight.tensors["tiles"], by_output(weight.tensors["scales"], weight.out)
         codes = unpack_int4(tiles, weight.out, tiles.shape[1] * 8)
         zeros = by_output(weight.tensors["zeros"], weight.out) if "zeros" in weight.tensors else None
-        return self._floats(weight, codes, scales, zeros)
+        return int4_floats(codes, scales, zeros, weight.into, weight.dtype)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if weight.scheme.weight_only:
@@ -56,15 +56,6 @@ class Int4:
         return int4_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        t, tile, lane = weight.tensors, ids // TILE, ids % TILE
-        zeros = t["zeros"][tile, :, lane] if "zeros" in t else None
-        return self._floats(weight, int4_rows(t["tiles"], ids), t["scales"][tile, :, lane], zeros)
-
-    def _floats(
-        self, weight: Weight, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
-    ) -> torch.Tensor:
-        """``codes`` [n, padded inputs], ``scales`` and ``zeros`` [n, groups] to weights [n, into]."""
-        grouped = codes.view(len(codes), scales.shape[1], -1).float()
-        offset = 8.0 if zeros is None else zeros.float().unsqueeze(-1)
-        floats = ((grouped - offset) * scales.float().unsqueeze(-1)).flatten(1).to(weight.dtype)
-        return floats[:, : weight.into].contiguous()
+        t = weight.tensors
+        group = weight.scheme.group
+        return int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, group, weight.dtype)

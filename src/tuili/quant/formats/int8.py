@@ -6,8 +6,7 @@ import torch
 
 from tuili.ops.cpu import Arena, int8_linear
 from tuili.ops.cpu.integer import pack_int8, unpack_int8
-from tuili.ops.cpu.packed import tile_rows
-from tuili.ops.cpu.store import store_int8
+from tuili.ops.cpu.store import int8_embedding, store_int8
 from tuili.ops.reference import linear
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -41,5 +40,4 @@ class Int8:
         return int8_linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        codes = tile_rows(weight.tensors["tiles"], ids)[:, : weight.into].float() - 128
-        return (codes * weight.tensors["scales"][ids].unsqueeze(1)).to(weight.dtype)
+        return int8_embedding(ids, weight.tensors["tiles"], weight.tensors["scales"], weight.into, weight.dtype)

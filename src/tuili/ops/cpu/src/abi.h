@@ -134,6 +134,16 @@ struct StoreArgs {
     int64_t rows, inputs, stride, dtype, bits, group;
 };
 
+// Rows of a weight that StoreArgs stored rounded, as floats of dtype: out[count, inputs].
+struct LookupArgs {
+    const void* tiles;
+    const void* scales;
+    const void* zeros;
+    const int64_t* ids;
+    void* out;
+    int64_t count, inputs, dtype, bits, group;
+};
+
 // The best id of each row of logits[rows, vocab], row r at r * stride, and whether its value is finite.
 struct ArgmaxArgs {
     const void* logits;

@@ -199,6 +199,10 @@ void tuili_store(const StoreArgs* a) {
     parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
 }
 
+void tuili_lookup(const LookupArgs* a) {
+    row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) { kernels->lookup(*a, first, count); });
+}
+
 void tuili_argmax(const ArgmaxArgs* a) {
     row_pieces(a->rows, a->vocab, [&](int64_t row, int64_t rows) { kernels->argmax(*a, row, rows); });
 }

@@ -27,6 +27,7 @@ struct Kernels {
     void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
     void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
     void (*store)(const StoreArgs&, int64_t tile);
+    void (*lookup)(const LookupArgs&, int64_t first, int64_t count);
     void (*argmax)(const ArgmaxArgs&, int64_t row, int64_t rows);
     void (*draw)(const DrawArgs&, int64_t row, int64_t rows);
     void (*logprobs)(const LogprobsArgs&, int64_t row, int64_t rows);

@@ -122,7 +122,37 @@ template <class T> void four(const StoreArgs& a, int64_t tile) {
     }
 }
 
+// Row `id` of a rounded weight, as floats.
+void eight_row(const LookupArgs& a, int64_t id, float* out) {
+    const uint8_t* codes = (const uint8_t*)a.tiles + (id / TILE * ((a.inputs + 3) / 4) * TILE + id % TILE) * 4;
+    float scale = ((const float*)a.scales)[id];
+    for (int64_t k = 0; k < a.inputs; k++) out[k] = (float)(codes[k / 4 * TILE * 4 + k % 4] - 128) * scale;
+}
+
+void four_row(const LookupArgs& a, int64_t id, float* out) {
+    int64_t groups = (a.inputs + a.group - 1) / a.group, steps = groups * a.group / 8, at = id / TILE * groups * TILE + id % TILE;
+    const uint8_t* codes = (const uint8_t*)a.tiles + (id / TILE * steps * TILE + id % TILE) * 4;
+    for (int64_t g = 0; g < groups; g++, at += TILE) {
+        float scale = float_of(((const uint16_t*)a.scales)[at]);
+        int zero_point = a.zeros ? ((const uint8_t*)a.zeros)[at] : 8;
+        for (int64_t k = g * a.group; k < least(a.inputs, (g + 1) * a.group); k++) {
+            int code = codes[k / 8 * TILE * 4 + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15;
+            out[k] = (float)(code - zero_point) * scale;
+        }
+    }
+}
+
 }  // namespace
+
+void JOIN(lookup, TUILI_ISA)(const LookupArgs& a, int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; i++) {
+        float* wide = a.dtype == 0 ? (float*)a.out + i * a.inputs : (float*)scratch(5, a.inputs * 4);
+        a.bits == 8 ? eight_row(a, a.ids[i], wide) : four_row(a, a.ids[i], wide);
+        if (a.dtype == 0) continue;
+        uint16_t* out = (uint16_t*)a.out + i * a.inputs;
+        for (int64_t k = 0; k < a.inputs; k += LANES) store(out + k, load(wide + k, least(LANES, a.inputs - k)), least(LANES, a.inputs - k));
+    }
+}
 
 void JOIN(store, TUILI_ISA)(const StoreArgs& a, int64_t tile) {
     if (a.bits == 0) return a.dtype == 0 ? floats<1>(a, tile) : floats<2>(a, tile);

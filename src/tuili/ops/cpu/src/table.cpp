@@ -21,6 +21,7 @@ void JOIN(add, TUILI_ISA)(const AddArgs&, int64_t, int64_t);
 void JOIN(scale, TUILI_ISA)(const ScaleArgs&, int64_t, int64_t);
 void JOIN(softcap, TUILI_ISA)(const SoftcapArgs&, int64_t, int64_t);
 void JOIN(store, TUILI_ISA)(const StoreArgs&, int64_t);
+void JOIN(lookup, TUILI_ISA)(const LookupArgs&, int64_t, int64_t);
 void JOIN(argmax, TUILI_ISA)(const ArgmaxArgs&, int64_t, int64_t);
 void JOIN(draw, TUILI_ISA)(const DrawArgs&, int64_t, int64_t);
 void JOIN(logprobs, TUILI_ISA)(const LogprobsArgs&, int64_t, int64_t);
@@ -33,7 +34,7 @@ const Kernels* JOIN(TUILI_ISA, kernels)() {
         JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
         JOIN(probe_read, TUILI_ISA), JOIN(probe_multiply, TUILI_ISA),
         JOIN(add, TUILI_ISA),      JOIN(scale, TUILI_ISA),     JOIN(softcap, TUILI_ISA),
-        JOIN(store, TUILI_ISA),
+        JOIN(store, TUILI_ISA),    JOIN(lookup, TUILI_ISA),
         JOIN(argmax, TUILI_ISA),   JOIN(draw, TUILI_ISA),      JOIN(logprobs, TUILI_ISA),
     };
     return &table;
