@@ -4,7 +4,7 @@
 compute.
 """
 
-from tuili.ops.cpu.integer import int4_linear, int8_linear
+from tuili.ops.cpu.integer import int4_linear, int4_weight_linear, int8_linear, int8_weight_linear
 from tuili.ops.cpu.library import Description, describe, set_threads, use_isa
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
@@ -18,7 +18,9 @@ __all__ = [
     "Description",
     "describe",
     "int4_linear",
+    "int4_weight_linear",
     "int8_linear",
+    "int8_weight_linear",
     "pack",
     "packed_embedding",
     "packed_linear",

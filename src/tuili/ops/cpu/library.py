@@ -47,6 +47,7 @@ WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_strid
 CALLS = {
     "linear": LinearArgs,
     "quantized": QuantizedArgs,
+    "weight_only": QuantizedArgs,
     "gather": GatherArgs,
     "attention": AttentionArgs,
     "rms_norm": NormArgs,
