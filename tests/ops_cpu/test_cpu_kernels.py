@@ -11,6 +11,7 @@ import torch
 from tuili import ops
 from tuili.base.errors import ConfigError
 from tuili.ops import cpu
+from tuili.ops.cpu.integer import by_tile, pack_int4, pack_int8
 from tuili.ops.cpu.packed import shape
 from tuili.ops.samples import paged, randn
 
@@ -151,6 +152,39 @@ def test_linear_rows_do_not_see_their_batch(size: tuple[int, int], dtype: torch.
                     part = slice(first, first + count)
                     assert torch.equal(cpu.packed_linear(x[part], weight, size[1]), whole[part])
         cpu.set_threads(1)
+
+
+def integer_arguments(op: str, inputs: int, outputs: int, group: int, zeros: bool) -> tuple[Any, ...]:
+    g = generator(1)
+    if op.startswith("int8"):
+        codes = torch.randint(-127, 128, (outputs, inputs), generator=g, dtype=torch.int8)
+        return pack_int8(codes), torch.rand(outputs, generator=g) / 999, outputs
+    codes = torch.randint(0, 16, (outputs, inputs), generator=g, dtype=torch.uint8)
+    scales = (torch.rand(outputs, -(-inputs // group), generator=g) / 99).half()
+    points = by_tile(torch.randint(0, 16, scales.shape, generator=g, dtype=torch.uint8)) if zeros else None
+    return pack_int4(codes, group), by_tile(scales), points, outputs, group
+
+
+@needs_library
+@pytest.mark.parametrize("op", ["int8_linear", "int4_linear", "int8_weight_linear", "int4_weight_linear"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1100, 200, 32), (1024, 64, 128), (100, 41, 64)], ids=str)
+@pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
+def test_integer_rows_do_not_see_their_batch(
+    op: str, dtype: torch.dtype, shape: tuple[int, int, int], zeros: bool, isa: str
+) -> None:
+    """More rows than a panel serves, more inputs than one holds; and what is computed is what the reference means."""
+    args = integer_arguments(op, *shape, zeros)
+    x, bias = randn(generator(), 300, shape[0], dtype=dtype), randn(generator(2), shape[1], dtype=dtype)
+    product = ops.table[op].implementations["cpu"]
+    whole = product(x, *args, bias)
+    close(whole, ops.table[op].reference(x, *args, bias), dtype)
+    for threads in (1, 2):
+        cpu.set_threads(threads)
+        for count in (1, 2, 3, 4, 6, 7, 13, 64, 193):
+            for part in (slice(0, count), slice(300 - count, 300)):
+                assert torch.equal(product(x[part], *args, bias), whole[part])
+    cpu.set_threads(1)
 
 
 @needs_library

@@ -1,4 +1,4 @@
-"""Integer weights in tile order, and products with activations that are rounded to int8, one factor per row.
+"""Integer weights in tile order, and their products with activations, rounded to int8 by row or as they are.
 
 8 bits: tiles ``[tiles, inputs / 4, 16, 4]`` uint8 hold code + 128; ``scales`` [outputs] float32. 4 bits: tiles
 ``[tiles, inputs / 8, 16, 4]`` uint8 hold inputs 0 to 3 of eight in their low halves and 4 to 7 in their high halves;
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from tuili.ops import samples
 from tuili.ops.cpu.packed import TILE, tile_rows
+from tuili.ops.reference import linear
 from tuili.ops.table import Sample, op
 
 
@@ -37,7 +38,7 @@ def pack_int4(codes: torch.Tensor, group: int) -> torch.Tensor:
     """Codes 0..15 [outputs, inputs] uint8 as tiles; ``group`` is a multiple of 8."""
     padded = _pad(codes, group)
     eights = padded.view(-1, TILE, padded.shape[1] // 8, 2, 4).transpose(1, 2)
-    return eights[..., 0, :] | eights[..., 1, :] << 4
+    return (eights[..., 0, :] | eights[..., 1, :] << 4).contiguous()
 
 
 def unpack_int4(tiles: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:
@@ -143,3 +144,36 @@ def int4_linear(
     exact = torch.einsum("rgk,ogk->rog", codes, weight - offset.double().unsqueeze(-1))
     sums = (exact * by_output(scales, outputs).double()).sum(-1).float() * factor
     return _finish(sums, bias, x.dtype)
+
+
+@op(_int8_samples, tolerance=1e-5)
+def int8_weight_linear(
+    x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, outputs: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``x`` [rows, inputs] as it is, times 8-bit weights that are dequantized to float32: [rows, outputs] in x's dtype.
+
+    Products and sums are float32. Tiles and scales are those of ``int8_linear``.
+    """
+    weight = unpack_int8(tiles, outputs, x.shape[1]) * scales.unsqueeze(1)
+    return linear.reference(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+
+
+@op(_int4_samples, tolerance=1e-5)
+def int4_weight_linear(
+    x: torch.Tensor,
+    tiles: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    outputs: int,
+    group: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x`` [rows, inputs] as it is, times 4-bit weights that are dequantized to float32: [rows, outputs] in x's dtype.
+
+    Products and sums are float32. Tiles, scales and zeros are those of ``int4_linear``.
+    """
+    codes = unpack_int4(tiles, outputs, tiles.shape[1] * 8).view(outputs, -1, group).float()
+    offset = torch.full((1, 1), 8.0) if zeros is None else by_output(zeros, outputs).float()
+    weight = (codes - offset.unsqueeze(-1)) * by_output(scales, outputs).float().unsqueeze(-1)
+    wide = weight.flatten(1)[:, : x.shape[1]]
+    return linear.reference(x.float(), wide, None if bias is None else bias.float()).to(x.dtype)

@@ -68,7 +68,8 @@ def packed_embedding(tiles: torch.Tensor, inputs: int, ids: torch.Tensor) -> tor
     return out
 
 
-def _quantized(
+def _integer(
+    kernel: str,
     x: torch.Tensor,
     tiles: torch.Tensor,
     scales: torch.Tensor,
@@ -77,37 +78,52 @@ def _quantized(
     bias: torch.Tensor | None,
     bits: int,
     group: int,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
+    """The product, or None where kernels do not take the arguments."""
+    if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
+        return None
     x = _rows(x)
     out = torch.empty(len(x), outputs, dtype=x.dtype)
     tensors = (x, tiles, scales, zeros, bias, out)
     sizes = (len(x), x.shape[1], outputs, x.stride(0), CODES[x.dtype], bits, group)
-    lib.call("quantized", lib.QuantizedArgs(*(None if t is None else t.data_ptr() for t in tensors), *sizes))
+    lib.call(kernel, lib.QuantizedArgs(*(None if t is None else t.data_ptr() for t in tensors), *sizes))
     return out
 
 
-@implement("int8_linear", "cpu")
-def int8_linear(
-    x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, outputs: int, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
-        return table["int8_linear"].reference(x, tiles, scales, outputs, bias)
-    return _quantized(x, tiles, scales, None, outputs, bias, 8, 4)
+def _int8(name: str, kernel: str) -> None:
+    reference = table[name].reference
+
+    def product(
+        x: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor, outputs: int, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        out = _integer(kernel, x, tiles, scales, None, outputs, bias, 8, 4)
+        return reference(x, tiles, scales, outputs, bias) if out is None else out
+
+    implement(name, "cpu")(product)
 
 
-@implement("int4_linear", "cpu")
-def int4_linear(
-    x: torch.Tensor,
-    tiles: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor | None,
-    outputs: int,
-    group: int,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
-        return table["int4_linear"].reference(x, tiles, scales, zeros, outputs, group, bias)
-    return _quantized(x, tiles, scales, zeros, outputs, bias, 4, group)
+def _int4(name: str, kernel: str) -> None:
+    reference = table[name].reference
+
+    def product(
+        x: torch.Tensor,
+        tiles: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None,
+        outputs: int,
+        group: int,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        out = _integer(kernel, x, tiles, scales, zeros, outputs, bias, 4, group)
+        return reference(x, tiles, scales, zeros, outputs, group, bias) if out is None else out
+
+    implement(name, "cpu")(product)
+
+
+_int8("int8_linear", "quantized")
+_int8("int8_weight_linear", "weight_only")
+_int4("int4_linear", "quantized")
+_int4("int4_weight_linear", "weight_only")
 
 
 @implement("paged_attention", "cpu")

@@ -60,6 +60,7 @@ LogprobsArgs = _struct("LogprobsArgs", "logits tokens chosen rank top_values top
 CALLS = {
     "linear": LinearArgs,
     "quantized": QuantizedArgs,
+    "weight_only": QuantizedArgs,
     "gather": GatherArgs,
     "attention": AttentionArgs,
     "rms_norm": NormArgs,

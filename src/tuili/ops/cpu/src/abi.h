@@ -14,7 +14,8 @@ struct LinearArgs {
     int64_t rows, inputs, outputs, x_stride, dtype;
 };
 
-// As LinearArgs with integer weights of 8 or 4 bits (layouts in packed.py) and activations rounded to int8 per row.
+// As LinearArgs with integer weights of 8 or 4 bits (layouts in integer.py); activations rounded to int8 per row
+// (tuili_quantized) or as they are (tuili_weight_only). group is 4 for 8 bits.
 // scales: float32 [outputs] (8 bits), float16 [tiles][groups][16] (4 bits); zeros: uint8 like scales, or none (8).
 // The last three are the library's own: the rounded rows, their factors, their sums by group.
 struct QuantizedArgs {

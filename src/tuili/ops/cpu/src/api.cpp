@@ -104,6 +104,13 @@ void tuili_quantized(const QuantizedArgs* args) {
     });
 }
 
+void tuili_weight_only(const QuantizedArgs* a) {
+    int64_t bytes = up(a->inputs, a->group) * a->group * TILE * a->bits / 8;
+    matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+        kernels->weight_only(*a, row, rows, tile, tiles);
+    });
+}
+
 void tuili_gather(const GatherArgs* a) {
     row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) {
         for (int64_t i = first; i < first + count; i++) {

@@ -16,6 +16,7 @@ struct Kernels {
     void (*linear)(const LinearArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*quantize)(const QuantizedArgs&, int64_t row, int64_t rows);
     void (*quantized)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
+    void (*weight_only)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*attention)(const AttentionArgs&, const AttentionItem&);
     void (*merge)(const AttentionArgs&, const AttentionItem&);
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);

@@ -2,36 +2,6 @@
 
 namespace {
 
-// A view of x whose rows can be read a step at a time: padded to whole pairs, and widened where there are no pairs.
-struct Rows {
-    const char* at;
-    int64_t stride;  // bytes
-};
-
-Rows prepare(Float, const LinearArgs& a, int64_t row, int64_t) {
-    return {(const char*)a.x + row * a.x_stride * 4, a.x_stride * 4};
-}
-
-Rows prepare(Half, const LinearArgs& a, int64_t row, int64_t rows) {
-    const uint16_t* x = (const uint16_t*)a.x + row * a.x_stride;
-    int64_t padded = Half::steps(a.inputs) * 2;
-    if (PAIRS && padded == a.inputs) return {(const char*)x, a.x_stride * 2};
-    if (PAIRS) {
-        uint16_t* out = (uint16_t*)scratch(0, rows * padded * 2);
-        for (int64_t r = 0; r < rows; r++) {
-            memcpy(out + r * padded, x + r * a.x_stride, a.inputs * 2);
-            out[r * padded + a.inputs] = 0;
-        }
-        return {(const char*)out, padded * 2};
-    }
-    int64_t wide = (padded + 15) / 16 * 16;
-    float* out = (float*)scratch(0, rows * wide * 4);
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < a.inputs; i += LANES)
-            store(out + r * wide + i, load(x + r * a.x_stride + i, a.inputs - i));
-    return {(const char*)out, wide * 4};
-}
-
 template <class Kind, int M, int N>
 void tiles_of(const LinearArgs& a, Rows x, int64_t row, int64_t tile, int64_t steps) {
     using T = typename Kind::Storage;
@@ -68,7 +38,9 @@ template <class Kind> void linear(const LinearArgs& a, int64_t row, int64_t rows
     int64_t blocks = (rows + ROWS - 1) / ROWS;
     for (int64_t b = 0; b < blocks; b++) {  // blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2
         int64_t from = row + rows * b / blocks, to = row + rows * (b + 1) / blocks;
-        some_rows<Kind>(a, prepare(Kind{}, a, from, to - from), from, to - from, tile, tiles);
+        const void* at = (const typename Kind::Storage*)a.x + from * a.x_stride;
+        int64_t wide = Kind::steps(a.inputs) * Kind::INPUTS;
+        some_rows<Kind>(a, prepare<Kind>(at, a.x_stride, a.inputs, wide, to - from), from, to - from, tile, tiles);
     }
 }
 

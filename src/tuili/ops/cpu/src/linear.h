@@ -7,15 +7,65 @@
 namespace {
 
 // Float weights: a tile is [inputs][16]. Bfloat16: [inputs / 2][16][2], pairs of inputs side by side.
+// Word: a step of a tile in registers. Spread: the step's part of a row of x, in every lane.
 struct Float {
     using Storage = float;
+    using Word = F;
+    using Spread = F;
+    static constexpr int64_t INPUTS = 1;  // per step
+    static constexpr int64_t X = 4;       // bytes of x per step
     static int64_t steps(int64_t inputs) { return inputs; }
-    static constexpr int64_t X = 4;  // bytes of x per step
+    static Word word(const char* w) { return load((const float*)w); }
+    static Word join(F x, F) { return x; }
+    static void keep(char* w, Word x) { store((float*)w, x); }
+    static Spread spread(const char* x) { return all(*(const float*)x); }
+    static F add(F sum, Spread x, Word w) { return fma(x, w, sum); }
 };
+
 struct Half {
     using Storage = uint16_t;
+    static constexpr int64_t INPUTS = 2;
     static int64_t steps(int64_t inputs) { return (inputs + 1) / 2; }
-    static constexpr int64_t X = PAIRS ? 4 : 8;  // without pair instructions x is widened to float first
+#ifdef __AVX512F__
+    using Word = __m512bh;
+    using Spread = __m512bh;
+    static constexpr int64_t X = 4;
+    static Word word(const char* w) { return (__m512bh)_mm512_loadu_si512(w); }
+    // Pairs of numbers that bfloat16 holds exactly.
+    static Word join(F even, F odd) {
+        __m512i upper = _mm512_and_si512(_mm512_castps_si512(odd.v), _mm512_set1_epi32((int)0xffff0000u));
+        return (__m512bh)_mm512_or_si512(upper, _mm512_srli_epi32(_mm512_castps_si512(even.v), 16));
+    }
+    static void keep(char* w, Word x) { _mm512_storeu_si512(w, (__m512i)x); }
+    static Spread spread(const char* x) {
+        int pair;
+        memcpy(&pair, x, 4);
+        return (__m512bh)_mm512_set1_epi32(pair);
+    }
+    static F add(F sum, Spread x, Word w) { return {_mm512_dpbf16_ps(sum.v, x, w)}; }
+#else
+    struct Word {
+        F even, odd;
+    };
+    using Spread = Word;
+    static constexpr int64_t X = 8;  // without pair instructions x is widened to float first
+    static Word word(const char* w) {
+        const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
+        __m256i l = _mm256_loadu_si256((const __m256i*)w), h = _mm256_loadu_si256((const __m256i*)(w + 32));
+        return {{_mm256_castsi256_ps(_mm256_slli_epi32(l, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(h, 16))},
+                {_mm256_castsi256_ps(_mm256_and_si256(l, upper)), _mm256_castsi256_ps(_mm256_and_si256(h, upper))}};
+    }
+    static Word join(F even, F odd) { return {even, odd}; }
+    static void keep(char* w, Word x) {  // as `word` reads it
+        auto pair = [](__m256 even, __m256 odd) {
+            return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd));
+        };
+        _mm256_storeu_si256((__m256i*)w, pair(x.even.a, x.odd.a));
+        _mm256_storeu_si256((__m256i*)(w + 32), pair(x.even.b, x.odd.b));
+    }
+    static Spread spread(const char* x) { return {all(((const float*)x)[0]), all(((const float*)x)[1])}; }
+    static F add(F sum, Spread x, Word w) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
+#endif
 };
 #ifdef __AVX512F__
 using Pairs = Half;  // what bfloat16 keys are scored with
@@ -24,51 +74,51 @@ using Pairs = Float;
 #endif
 constexpr int64_t STEP = 64;  // bytes of a tile per step, both kinds
 
-template <int M, int N> inline void step(Float, F (&sum)[M][N], const char* x, int64_t stride, const char* w, int64_t tile) {
-    F b[N];
-    EACH(n, N) b[n] = load((const float*)(w + n * tile));
+template <class Kind, int M, int N>
+inline void multiply(F (&sum)[M][N], const char* x, int64_t stride, const typename Kind::Word (&w)[N]) {
     EACH(m, M) {
-        F a = all(*(const float*)(x + m * stride));
-        EACH(n, N) sum[m][n] = fma(a, b[n], sum[m][n]);
+        typename Kind::Spread a = Kind::spread(x + m * stride);
+        EACH(n, N) sum[m][n] = Kind::add(sum[m][n], a, w[n]);
     }
 }
 
-#ifdef __AVX512F__
-template <int M, int N> inline void step(Half, F (&sum)[M][N], const char* x, int64_t stride, const char* w, int64_t tile) {
-    __m512bh b[N];
-    EACH(n, N) b[n] = (__m512bh)_mm512_loadu_si512(w + n * tile);
-    EACH(m, M) {
-        int pair;
-        memcpy(&pair, x + m * stride, 4);
-        __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-        EACH(n, N) sum[m][n].v = _mm512_dpbf16_ps(sum[m][n].v, a, b[n]);
-    }
+template <class Kind, int M, int N>
+inline void step(Kind, F (&sum)[M][N], const char* x, int64_t stride, const char* w, int64_t tile) {
+    typename Kind::Word b[N];
+    EACH(n, N) b[n] = Kind::word(w + n * tile);
+    multiply<Kind, M, N>(sum, x, stride, b);
 }
-#else
-template <int M, int N> inline void step(Half, F (&sum)[M][N], const char* x, int64_t stride, const char* w, int64_t tile) {
-    const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
-    F even[N], odd[N];
-    EACH(n, N) {
-        __m256i l = _mm256_loadu_si256((const __m256i*)(w + n * tile));
-        __m256i h = _mm256_loadu_si256((const __m256i*)(w + n * tile + 32));
-        even[n] = {_mm256_castsi256_ps(_mm256_slli_epi32(l, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(h, 16))};
-        odd[n] = {_mm256_castsi256_ps(_mm256_and_si256(l, upper)), _mm256_castsi256_ps(_mm256_and_si256(h, upper))};
-    }
-    EACH(m, M) {
-        F a = all(((const float*)(x + m * stride))[0]);
-        EACH(n, N) sum[m][n] = fma(a, even[n], sum[m][n]);
-    }
-    EACH(m, M) {
-        F a = all(((const float*)(x + m * stride))[1]);
-        EACH(n, N) sum[m][n] = fma(a, odd[n], sum[m][n]);
-    }
-}
-#endif
 
 template <class Kind, int M, int N> inline void block(F (&sum)[M][N], const char* x, int64_t stride, const char* w, int64_t tile, int64_t steps) {
     for (int64_t k = 0; k < steps; k++) {
         step(Kind{}, sum, x + k * Kind::X, stride, w + k * STEP, tile);
     }
+}
+
+// A view of rows of x that can be read a step at a time: padded with zeros to `wide` inputs, and widened where there
+// are no pairs. Valid until the next in this thread.
+struct Rows {
+    const char* at;
+    int64_t stride;  // bytes
+};
+
+template <class Kind> Rows prepare(const void* x, int64_t stride, int64_t inputs, int64_t wide, int64_t rows) {
+    using T = typename Kind::Storage;
+    constexpr int64_t size = Kind::X / Kind::INPUTS;  // bytes of an input as it is read
+    const T* from = (const T*)x;
+    if (wide == inputs && size == sizeof(T)) return {(const char*)x, stride * size};
+    int64_t line = (wide * size + 63) / 64 * 64;
+    char* out = (char*)scratch(0, rows * line);
+    for (int64_t r = 0; r < rows; r++) {
+        memset(out + r * line + inputs * size, 0, line - inputs * size);
+        if (size == sizeof(T)) {
+            memcpy(out + r * line, from + r * stride, inputs * size);
+        } else {
+            for (int64_t i = 0; i < inputs; i += LANES)
+                store((float*)(out + r * line) + i, load(from + r * stride + i, inputs - i));
+        }
+    }
+    return {out, line};
 }
 
 }  // namespace

@@ -72,14 +72,17 @@ template <class Product> int64_t multiply(int64_t rounds) {
 
 }  // namespace
 
+// In order of addresses, each line once: the hardware then fetches ahead (measured: loads that the compiler mixes, or
+// prefetches beside them, read a third less).
 void JOIN(probe_read, TUILI_ISA)(const char* at, int64_t bytes) {
     Word sum[4] = {empty(), empty(), empty(), empty()};
     constexpr int SIZE = sizeof(Word);
-    for (int64_t i = 0; i + 8 * SIZE <= bytes; i += 8 * SIZE) {
-        EACH(c, 8 * SIZE / 64) _mm_prefetch(at + i + c * 64 + 4096, _MM_HINT_T1);
-        EACH(c, 8) sum[c % 4] = join(sum[c % 4], word(at + i + c * SIZE));
+    for (int64_t i = 0; i + 4 * SIZE <= bytes; i += 4 * SIZE) {
+        EACH(c, 4) {
+            sum[c] = join(sum[c], word(at + i + c * SIZE));
+            use(sum[c]);
+        }
     }
-    EACH(c, 4) use(sum[c]);
 }
 
 int64_t JOIN(probe_multiply, TUILI_ISA)(int64_t kind, int64_t rounds) {
