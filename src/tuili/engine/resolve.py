@@ -119,7 +119,6 @@ def _step_sizes(config: Config) -> Config:
 def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
     """The memory of a config whose dtype, device and step sizes are resolved."""
     size = BYTES[config.dtype]
-    block = config.block_size * spec.kv_bytes_per_token(size)
     available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
     weights = weight_bytes(spec, scheme_of(config.quantization, config.quantization_group_size), size)
     return Memory(
@@ -127,7 +126,7 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
         config.gpu_memory_utilization,
         weights,
         _activations(config, spec, size),
-        block,
+        _block_bytes(config, spec),
         config.block_size,
         config.quantization,
     )
@@ -136,6 +135,16 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
 def weight_bytes(spec: ModelSpec, scheme: Scheme, size: int) -> int:
     """What the weights take as they are stored (whole tiles, scales); ``size``: bytes of the model's floats."""
     return spec.vector_floats * size + sum(n * scheme.nbytes(out, into, size) for out, into, n in spec.matrices())
+
+
+def _block_bytes(config: Config, spec: ModelSpec) -> int:
+    """One block of the pool, of all layers. Halves and int8 lie in pairs; int8 heads of a token have a float32 each."""
+    int8 = config.kv_cache_dtype == "int8"
+    size = 1 if int8 else BYTES[config.dtype]
+    pair = 1 if size == 4 else 2
+    tokens, dim = config.block_size, spec.head_dim
+    values = tokens * (-(-dim // pair) * pair) + -(-tokens // pair) * pair * dim
+    return spec.num_layers * spec.num_kv_heads * (values * size + (8 * tokens if int8 else 0))
 
 
 def _activations(config: Config, spec: ModelSpec, size: int) -> int:
