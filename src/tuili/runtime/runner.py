@@ -156,6 +156,4 @@ class ModelRunner:
 
 def _decodes(chunk: Chunk) -> bool:
     """One position, whose logits alone are needed."""
-    return (
-        chunk.count == 1 and chunk.sample and (chunk.params.prompt_logprobs is None or chunk.start >= chunk.prompt_len)
-    )
+    return chunk.count == 1 and chunk.sample and (chunk.params.prompt_logprobs is None or chunk.start >= chunk.prompt_len)
