@@ -9,6 +9,7 @@ import torch
 
 from tuili import ops
 from tuili.layers.decoder import Decoder
+from tuili.ops.kvcache import key_shape, value_shape
 
 BLOCK = 16
 
@@ -27,9 +28,11 @@ class Naive:
     def __init__(self, model: Decoder, max_len: int = 256):
         spec = model.spec
         self.model, self.length = model, 0
-        shape = (spec.num_layers, 2, -(-max_len // BLOCK), BLOCK, spec.num_kv_heads, spec.head_dim)
-        self.cache = torch.zeros(shape, dtype=model.dtype)
-        self.table = torch.randperm(shape[2], generator=torch.Generator().manual_seed(1)).unsqueeze(0)
+        blocks = -(-max_len // BLOCK)
+        sizes = (blocks, BLOCK, spec.num_kv_heads, spec.head_dim, model.dtype)
+        shapes = (key_shape(*sizes), value_shape(*sizes))
+        self.cache = [[torch.zeros(s, dtype=model.dtype) for s in shapes] for _ in range(spec.num_layers)]
+        self.table = torch.randperm(blocks, generator=torch.Generator().manual_seed(1)).unsqueeze(0)
 
     def attend(
         self,

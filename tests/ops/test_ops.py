@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tuili import ops
+from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.samples import paged, randn
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -172,7 +173,8 @@ def test_paged_attention_equals_float64_softmax(dtype: torch.dtype, kind: dict[s
     out = ops.paged_attention(q, k, v, table, start, lengths, 32**-0.5, **kind)
     assert out.dtype == dtype
     for r, (blocks, context) in enumerate(zip(table, contexts, strict=True)):
-        keys, values = (cache[blocks].flatten(0, 1)[:context] for cache in (k, v))
+        keys = cached_keys(k, blocks, 32).flatten(0, 1)[:context]
+        values = cached_values(v, blocks, 16).flatten(0, 1)[:context]
         rows = slice(start[r], start[r + 1])
         expected = naive_attention(q[rows], keys, values, 32**-0.5, **kind)
         assert float((out[rows] - expected).abs().max()) <= (2e-6 if dtype == torch.float32 else 2e-2)
@@ -237,9 +239,9 @@ class TestPagedAttentionIsInvariant:
         q, k, v, table, start, lengths = paged(generator(8), dtype, [1, 40, 1], [130, 70, 33], *shape)
         expected = ops.paged_attention(q, k, v, table, start, lengths, shape[2] ** -0.5, **kind)
         for blocks, context in zip(table, (130, 70, 33), strict=True):
-            last = blocks[context // 16]
-            k[last, context % 16 :] = 1e4
-            v[last, context % 16 :] = -1e4
+            past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
+            junk = torch.full((len(past), *shape[1:]), 1e4, dtype=dtype)
+            ops.write_kv(junk, -junk, k, v, past)
         assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, shape[2] ** -0.5, **kind), expected)
 
 

@@ -89,7 +89,7 @@ def test_an_unknown_format_is_refused() -> None:
         stored_bytes(16, 16, Scheme("int5"), "bfloat16")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 @pytest.mark.parametrize("case", ["llama", "llama1", "llama3", "qwen3", "gemma3", "phi3", "mistral"])
 def test_kv_is_the_pool_that_is_allocated(tiny: Tiny, case: str, dtype: str) -> None:
     spec = open_checkpoint(tiny(case)).spec
@@ -159,5 +159,5 @@ def test_llama_3_worked_example() -> None:
     """INVENTORY row 20: 8B in bfloat16 is 16.06 GB; KV per token is 128 KiB, for 70B 320 KiB."""
     small, large = (family_of(c).parse(c) for c in (PUBLISHED[f"Meta-Llama-3-{n}B"][0] for n in (8, 70)))
     assert weight_bytes(small, "bfloat16") == pytest.approx(16.06e9, rel=0.005)
-    assert pool_bytes(small, 1, 1, "bfloat16") == 128 << 10
-    assert pool_bytes(large, 1, 1, "bfloat16") == 320 << 10
+    assert pool_bytes(small, 1, 2, "bfloat16") == 2 * (128 << 10)
+    assert pool_bytes(large, 1, 2, "bfloat16") == 2 * (320 << 10)

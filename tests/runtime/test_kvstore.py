@@ -1,28 +1,77 @@
-"""The KV pool: zeros at first, one view per layer, blocks copied in order."""
+"""The KV pool: zeros at first, one view per layer, blocks copied in order, and as large as resolve says."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from tuili import ops
+from tuili.base.config import Config
+from tuili.base.hardware import Hardware
 from tuili.core.plan import BlockMove
+from tuili.engine.resolve import resolve
+from tuili.layers.spec import ModelSpec, RopeSpec
+from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.runtime.kvstore import KVStore
 
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+
+def parts(kv: KVStore, layer: int) -> tuple[torch.Tensor, ...]:
+    return (*kv.layer(layer), *(kv.scales(layer) if kv.int8 else ()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_are_zero_then_moved_in_order(dtype: torch.dtype) -> None:
     kv = KVStore(2, 4, 8, 3, 16, dtype)
-    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize
-    assert not kv.keys.any()
-    assert not kv.values.any()
+    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize + (2 * 2 * 4 * 8 * 3 * 4 if kv.int8 else 0)
     for layer in range(2):
-        keys, values = kv.layer(layer)
-        assert keys.shape == (4, 8, 3, 16)
-        keys[0], values[0] = layer + 1, -layer - 1
+        for tensor in parts(kv, layer):
+            assert not tensor.any()
+            tensor[0] = layer + 1
     kv.move([BlockMove(0, 2), BlockMove(2, 3)])
     for layer in range(2):
-        keys, values = kv.layer(layer)
-        for block in (2, 3):
-            assert (keys[block] == layer + 1).all()
-            assert (values[block] == -layer - 1).all()
-        assert not keys[1].any()
+        for tensor in parts(kv, layer):
+            for block in (2, 3):
+                assert (tensor[block] == layer + 1).all()
+            assert not tensor[1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("block_size", "dim"), [(16, 64), (8, 24), (5, 7), (1, 2)])
+def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int) -> None:
+    """At any size of block and head, odd ones too; an int8 value is off by half a step at most."""
+    kv = KVStore(1, 7, block_size, 3, dim, dtype)
+    g = torch.Generator().manual_seed(dim)
+    slots = torch.randperm(7 * block_size, generator=g)[:6]
+    k, v = (torch.randn(6, 3, dim, generator=g) for _ in range(2))
+    k[0] = 0
+    if not kv.int8:
+        k, v = k.to(dtype), v.to(dtype)
+    (ops.write_kv_int8 if kv.int8 else ops.write_kv)(k, v, *parts(kv, 0), slots)
+    keys, values, *scales = parts(kv, 0)
+    every = torch.arange(7)
+    found = (
+        cached_keys(keys, every, dim).flatten(0, 1)[slots],
+        cached_values(values, every, block_size).flatten(0, 1)[slots],
+    )
+    if not kv.int8:
+        assert torch.equal(found[0], k)
+        assert torch.equal(found[1], v)
+        return
+    for x, codes, steps in zip((k, v), found, scales, strict=True):
+        step = steps.transpose(1, 2).flatten(0, 1)[slots].unsqueeze(-1)
+        assert torch.equal(step[..., 0], x.abs().amax(-1) / 127)
+        assert ((x - codes * step).abs() <= step * 0.5000001).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize(("block_size", "dim"), [(16, 64), (16, 80), (5, 7), (1, 2)])
+def test_the_pool_takes_what_resolve_says(kind: str, block_size: int, dim: int) -> None:
+    spec = ModelSpec("llama", 320, 64, 96, 3, 4, 2, dim, 256, RopeSpec(dim))
+    dtype, cache = ("bfloat16", "int8") if kind == "int8" else (kind, "auto")
+    machine = Hardware("test", 2, frozenset({"amx_bf16"}), 1 << 30, 1 << 30)
+    config = resolve(Config(dtype=dtype, kv_cache_dtype=cache, block_size=block_size), spec, 1000, machine)
+    blocks = config.num_gpu_blocks_override
+    assert blocks
+    assert KVStore(3, blocks, block_size, 2, dim, getattr(torch, kind)).nbytes == config.kv_cache_memory_bytes

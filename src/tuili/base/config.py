@@ -90,6 +90,12 @@ class Config:
     threads: int | None = option(None, "CPU threads of the model; default: the cores.", group="model", minimum=1)
 
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)
+    kv_cache_dtype: str = option(
+        "auto",
+        "Type of the KV cache; auto: as the activations, int8: half of bfloat16's memory, a scale per token and head.",
+        group="cache",
+        choices=("auto", "int8"),
+    )
     kv_cache_memory_bytes: int | None = option(
         None,
         "Memory of the KV cache; default: what the rows can need, within the memory share.",

@@ -88,6 +88,7 @@ def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = No
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         enforce_eager=config.enforce_eager,
+        kv_cache_dtype=config.kv_cache_dtype,
     )
     clock = WallClock()
     scheduler = Scheduler(

@@ -12,7 +12,7 @@ from tuili.base.config import Config
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
-from tuili.layers.sizes import weight_bytes
+from tuili.layers.sizes import pool_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import scheme_of
 
@@ -120,15 +120,15 @@ def _step_sizes(config: Config) -> Config:
 def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
     """The memory of a config whose dtype, device and step sizes are resolved."""
     size = BYTES[config.dtype]
-    block = config.block_size * spec.kv_bytes_per_token(size)
     available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
+    kv_dtype = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     weights = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
     return Memory(
         available,
         config.gpu_memory_utilization,
         weights,
         _activations(config, spec, size),
-        block,
+        pool_bytes(spec, 1, config.block_size, kv_dtype),
         config.block_size,
         config.quantization,
     )

@@ -90,8 +90,16 @@ def kv_bytes_per_position(spec: ModelSpec, dtype: str) -> int:
 
 
 def pool_bytes(spec: ModelSpec, num_blocks: int, block_size: int, dtype: str) -> int:
-    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not."""
-    return spec.num_layers * num_blocks * block_size * kv_bytes_per_position(spec, dtype)
+    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not. Halves and int8 lie in pairs
+    (of dimensions for keys, of positions for values), so that odd sizes are padded."""
+    pair = 1 if dtype == "float32" else 2
+    dim, scales = spec.head_dim, 2 * 4 * block_size if dtype == "int8" else 0
+    values = block_size * _up(dim, pair) + _up(block_size, pair) * dim
+    return spec.num_layers * num_blocks * spec.num_kv_heads * (values * BYTES[dtype] + scales)
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def step_kv_bytes(spec: ModelSpec, contexts: Iterable[int], dtype: str) -> int:

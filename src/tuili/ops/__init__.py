@@ -1,6 +1,6 @@
 """Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls what is active in the op table."""
 
-from tuili.ops.attention import causal_attention, paged_attention, write_kv
+from tuili.ops.attention import causal_attention, paged_attention, paged_attention_int8, write_kv, write_kv_int8
 from tuili.ops.reference import add, embedding, gated, linear, rms_norm, rotate, scale, softcap
 from tuili.ops.sampling import argmax, draw, logprobs
 from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
@@ -21,6 +21,7 @@ __all__ = [
     "logprobs",
     "op",
     "paged_attention",
+    "paged_attention_int8",
     "rms_norm",
     "rotate",
     "scale",
@@ -28,4 +29,5 @@ __all__ = [
     "table",
     "use",
     "write_kv",
+    "write_kv_int8",
 ]

@@ -7,10 +7,13 @@ pairwise tree, to which masked tiles contribute exact zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
+from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.reference import ROW_TILE, softcap
 from tuili.ops.table import op
 
@@ -18,6 +21,8 @@ from tuili.ops.table import op
 KEY_TILE = 64
 #: Queries attended at once; bounds the memory of a long prefill.
 QUERY_SLICE = 256
+#: Smallest step of int8 keys and values that is divided by: a head of zeros has step 0.
+TINY = torch.finfo(torch.float32).tiny
 
 
 @op(samples.write_kv)
@@ -26,10 +31,35 @@ def write_kv(
 ) -> None:
     """Store ``k``, ``v`` [n, kv_heads, dim] at ``slots`` [n] (block * block_size + offset) of the caches, in place.
 
-    Caches are [blocks, block_size, kv_heads, dim].
+    Caches are laid out as ``kvcache.key_shape`` and ``value_shape`` say.
     """
-    k_cache.view(-1, *k.shape[1:]).index_copy_(0, slots, k)
-    v_cache.view(-1, *v.shape[1:]).index_copy_(0, slots, v)
+    size, p = k_cache.shape[-2:]
+    block, offset = slots // size, slots % size
+    k_cache[block, :, :, offset] = F.pad(k, (0, -k.shape[-1] % p)).unflatten(-1, (-1, p))
+    v_cache[block, :, offset // p, :, offset % p] = v
+
+
+@op(samples.write_kv_int8)
+def write_kv_int8(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """``write_kv`` into int8 caches: each head of each token is ``codes * scale``, its largest value is 127 steps.
+
+    Scales are float32 [blocks, kv_heads, block_size]. No value is off by more than half a step (``scale / 2``).
+    """
+    block, offset = slots // k_scales.shape[-1], slots % k_scales.shape[-1]
+    codes = []
+    for x, scales in ((k, k_scales), (v, v_scales)):
+        step = x.float().abs().amax(-1) / 127
+        scales[block, :, offset] = step
+        codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8))
+    write_kv.reference(codes[0], codes[1], k_cache, v_cache, slots)
 
 
 @op(samples.paged_attention, tolerance=1e-5)
@@ -48,21 +78,67 @@ def paged_attention(
 
     ``q`` [n, heads, dim]: the queries of all requests end to end, request r's are rows
     ``query_start[r] .. query_start[r + 1]`` and the last positions of its ``context_len[r]`` (their K and V are already
-    in the cache). ``block_table`` [requests, blocks] lists block ids; entries past the context are ignored but must be
+    in the caches). ``block_table`` [requests, blocks] lists block ids; entries past the context are ignored but must be
     valid ids. A query sees itself and the ``window - 1`` positions before it (None: all). Kwon et al. 2023,
     arXiv:2309.06180.
     """
+    size = k_cache.shape[-2]
+
+    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return cached_keys(k_cache, blocks, q.shape[-1]).float(), cached_values(v_cache, blocks, size).float()
+
+    return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
+
+
+@op(samples.paged_attention_int8, tolerance=1e-4)
+def paged_attention_int8(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """``paged_attention`` over what ``write_kv_int8`` stored. Others may round queries and weights to 15 bits."""
+    size = k_cache.shape[-2]
+
+    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = cached_keys(k_cache, blocks, q.shape[-1]), cached_values(v_cache, blocks, size)
+        k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
+        return keys * k_steps, values * v_steps
+
+    return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
+
+
+#: Gives plain float32 K and V of blocks [r, blocks]: [r, blocks, block_size, kv_heads, dim] each.
+Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+#: Scale, window, soft cap.
+Kind = tuple[float, int | None, float | None]
+
+
+def _paged(
+    q: torch.Tensor,
+    rows_of: Rows,
+    size: int,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    kind: Kind,
+) -> torch.Tensor:
     starts, contexts = query_start.tolist(), context_len.tolist()
     counts = query_start.diff().tolist()
     out = torch.empty_like(q)
     single = [r for r, count in enumerate(counts) if count == 1]
-    caches = (k_cache, v_cache)
     if single:
         rows = query_start[:-1][single] if len(single) < len(counts) else query_start[:-1]
         last = (context_len[single] - 1).unsqueeze(1)
-        blocks = -(-max(contexts[r] for r in single) // k_cache.shape[1])
-        table = block_table[single, :blocks]
-        out[rows] = _attend(q[rows].unsqueeze(1), last, *caches, table, scale, window, softcap).squeeze(1)
+        blocks = -(-max(contexts[r] for r in single) // size)
+        out[rows] = _attend(q[rows].unsqueeze(1), last, *rows_of(block_table[single, :blocks]), kind).squeeze(1)
     for r, count in enumerate(counts):
         if count == 1:
             continue
@@ -70,27 +146,19 @@ def paged_attention(
             width = min(QUERY_SLICE, count - first)
             begin = contexts[r] - count + first
             at = torch.arange(begin, begin + width).unsqueeze(0)
-            table = block_table[r : r + 1, : -(-(begin + width) // k_cache.shape[1])]
+            table = block_table[r : r + 1, : -(-(begin + width) // size)]
             part = slice(starts[r] + first, starts[r] + first + width)
-            out[part] = _attend(q[part].unsqueeze(0), at, *caches, table, scale, window, softcap)[0]
+            out[part] = _attend(q[part].unsqueeze(0), at, *rows_of(table), kind)[0]
     return out
 
 
-def _attend(
-    q: torch.Tensor,
-    at: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    table: torch.Tensor,
-    scale: float,
-    window: int | None,
-    cap: float | None,
-) -> torch.Tensor:
-    """``q`` [r, n, heads, dim] at positions ``at`` [r, n] over the blocks of ``table`` [r, blocks]; float32 inside."""
+def _attend(q: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """``q`` [r, n, heads, dim] at positions ``at`` [r, n] over [r, blocks, block_size, kv_heads, dim], in float32."""
+    scale, window, cap = kind
     r, n, heads, dim = q.shape
-    kv_heads = k_cache.shape[2]
+    kv_heads = keys.shape[-2]
     group = heads // kv_heads
-    keys, values = _tiles(k_cache, table), _tiles(v_cache, table)
+    keys, values = _tiles(keys), _tiles(values)
     tiles = keys.shape[2]
     wide = q.float().view(r, n, kv_heads, group, dim).transpose(1, 2).reshape(r, kv_heads, n * group, dim)
     wide = F.pad(wide * scale, (0, 0, 0, -(n * group) % ROW_TILE))
@@ -110,13 +178,11 @@ def _attend(
     return out.reshape(r, n, heads, dim).to(q.dtype)
 
 
-def _tiles(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Cached rows of ``table`` [r, blocks] in float32, cut at absolute positions: [r, kv, tiles, KEY_TILE, dim]."""
-    r, blocks = table.shape
-    _, size, kv_heads, dim = cache.shape
-    rows = cache[table.reshape(-1)].float().view(r, blocks * size, kv_heads, dim)
-    rows = F.pad(rows, (0, 0, 0, 0, 0, -(blocks * size) % KEY_TILE))
-    return rows.view(r, -1, KEY_TILE, kv_heads, dim).permute(0, 3, 1, 2, 4).contiguous()
+def _tiles(rows: torch.Tensor) -> torch.Tensor:
+    """Rows [r, blocks, block_size, kv, dim] cut at absolute positions: [r, kv, tiles, KEY_TILE, dim]."""
+    rows = rows.flatten(1, 2)
+    rows = F.pad(rows, (0, 0, 0, 0, 0, -rows.shape[1] % KEY_TILE))
+    return rows.unflatten(1, (-1, KEY_TILE)).permute(0, 3, 1, 2, 4).contiguous()
 
 
 def _hidden(at: torch.Tensor, tiles: int, window: int | None) -> torch.Tensor:

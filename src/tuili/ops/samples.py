@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tuili.ops.kvcache import key_shape, value_shape
 from tuili.ops.table import Sample
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -87,22 +88,36 @@ def softcap() -> list[Sample]:
 
 
 def paged(
-    g: torch.Generator, dtype: torch.dtype, queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int
+    g: torch.Generator,
+    dtype: torch.dtype,
+    queries: list[int],
+    contexts: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int = 16,
+    int8: bool = False,
 ) -> tuple[Any, ...]:
-    """Arguments of paged attention over shuffled blocks of 16: the ``queries[r]`` last positions of ``contexts[r]``."""
-    blocks = [-(-c // 16) for c in contexts]
+    """Arguments of paged attention over shuffled blocks: the ``queries[r]`` last positions of ``contexts[r]``."""
+    blocks = [-(-c // block_size) for c in contexts]
     pool = torch.randperm(sum(blocks) + 3, generator=g)
     table = torch.zeros(len(contexts), max(blocks), dtype=torch.long)
     used = 0
     for row, count in enumerate(blocks):
         table[row, :count] = pool[used : used + count]
         used += count
-    cache = [randn(g, len(pool), 16, kv_heads, dim, dtype=dtype) for _ in range(2)]
+    kinds = (key_shape, value_shape)
+    shapes = [shape(len(pool), block_size, kv_heads, dim, torch.int8 if int8 else dtype) for shape in kinds]
+    if int8:
+        cache = [torch.randint(-127, 128, shape, generator=g, dtype=torch.int8) for shape in shapes]
+        cache += [(0.1 + torch.rand(len(pool), kv_heads, block_size, generator=g)) / 100 for _ in shapes]
+    else:
+        cache = [randn(g, *shape, dtype=dtype) for shape in shapes]
     start = torch.tensor([0, *queries]).cumsum(0)
     return randn(g, sum(queries), heads, dim, dtype=dtype), *cache, table, start, torch.tensor(contexts)
 
 
-def paged_attention() -> list[Sample]:
+def paged_attention(int8: bool = False) -> list[Sample]:
     cases: dict[str, tuple[list[int], list[int], int, int, int, dict[str, Any]]] = {
         "decode": ([1, 1, 1], [5, 33, 80], 4, 2, 64, {}),
         "prefill": ([40], [40], 4, 4, 32, {}),
@@ -115,11 +130,15 @@ def paged_attention() -> list[Sample]:
         for name, (queries, contexts, heads, kv_heads, dim, wishes) in cases.items()
         for sample in each_dtype(
             name,
-            partial(paged, queries=queries, contexts=contexts, heads=heads, kv_heads=kv_heads, dim=dim),
+            partial(paged, queries=queries, contexts=contexts, heads=heads, kv_heads=kv_heads, dim=dim, int8=int8),
             scale=dim**-0.5,
             **wishes,
         )
     ]
+
+
+def paged_attention_int8() -> list[Sample]:
+    return paged_attention(int8=True)
 
 
 def causal_attention() -> list[Sample]:
@@ -130,10 +149,15 @@ def causal_attention() -> list[Sample]:
     return plain + each_dtype("window-softcap", qkv, scale=32**-0.5, window=7, softcap=15.0)
 
 
-def write_kv() -> list[Sample]:
-    def args(g: torch.Generator, d: torch.dtype) -> tuple[Any, ...]:
-        new = [randn(g, 5, 2, 32, dtype=d) for _ in range(2)]
-        cache = [torch.zeros(4, 16, 2, 32, dtype=d) for _ in range(2)]
-        return *new, *cache, torch.randperm(64, generator=g)[:5]
+def write_kv(int8: bool = False) -> list[Sample]:
+    def args(g: torch.Generator, d: torch.dtype, block_size: int) -> tuple[Any, ...]:
+        new = [randn(g, 21, 2, 24, dtype=d) for _ in range(2)]
+        _, *cache, _, _, _ = paged(g, d, [1], [3 * block_size], 2, 2, 24, block_size, int8)
+        slots = torch.cat((torch.arange(5, 5 + 16), torch.randperm(5, generator=g)))
+        return *new, *cache, slots
 
-    return each_dtype("scatter", args)
+    return [sample for size in (16, 8, 5) for sample in each_dtype(f"blocks of {size}", partial(args, block_size=size))]
+
+
+def write_kv_int8() -> list[Sample]:
+    return write_kv(int8=True)

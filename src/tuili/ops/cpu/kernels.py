@@ -126,6 +126,36 @@ _int4("int4_linear", "quantized")
 _int4("int4_weight_linear", "weight_only")
 
 
+def _attention(
+    q: torch.Tensor,
+    caches: tuple[torch.Tensor, ...],
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    kind: tuple[float, int | None, float | None],
+) -> torch.Tensor:
+    """``caches`` are K and V, and where they are int8 their scales; ``rows`` block table, query starts, contexts."""
+    q, table = _rows(q), rows[0] if rows[0].stride(1) == 1 else rows[0].contiguous()
+    n, heads, dim = q.shape
+    _, kv_heads, _, block_size, _ = caches[0].shape
+    out = torch.empty(n, heads, dim, dtype=q.dtype)
+    k_scales, v_scales = (t.data_ptr() for t in caches[2:]) if len(caches) > 2 else (None, None)
+    scale, window, softcap = kind
+    lib.call(
+        "attention",
+        lib.AttentionArgs(
+            *(t.data_ptr() for t in (q, *caches[:2], out, table, *rows[1:])),
+            *(k_scales, v_scales, len(rows[2]), table.stride(0), block_size, heads, kv_heads, dim, CODES[q.dtype]),
+            *(q.stride(0), window or 0, scale, softcap or 0.0),
+        ),
+    )
+    return out
+
+
+def _cached(*caches: torch.Tensor) -> bool:
+    """Dense, and int8 with float32 scales if there are scales."""
+    int8 = len(caches) == 2 or (caches[0].dtype == caches[1].dtype == torch.int8 and _suits(*caches[2:]))
+    return int8 and all(t.is_contiguous() for t in caches)
+
+
 @implement("paged_attention", "cpu")
 def paged_attention(
     q: torch.Tensor,
@@ -138,36 +168,66 @@ def paged_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    if not _suits(q, k_cache, v_cache) or not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+    if not _suits(q, k_cache, v_cache) or not _cached(k_cache, v_cache):
         return table["paged_attention"].reference(
             q, k_cache, v_cache, block_table, query_start, context_len, scale, window, softcap
         )
-    q, block_table = _rows(q), block_table if block_table.stride(1) == 1 else block_table.contiguous()
-    n, heads, dim = q.shape
-    out = torch.empty(n, heads, dim, dtype=q.dtype)
-    tensors = (q, k_cache, v_cache, out, block_table, query_start, context_len)
-    lib.call(
-        "attention",
-        lib.AttentionArgs(
-            *(t.data_ptr() for t in tensors),
-            *(len(context_len), block_table.stride(0), k_cache.shape[1], heads, k_cache.shape[2], dim, CODES[q.dtype]),
-            *(q.stride(0), window or 0, scale, softcap or 0.0),
-        ),
-    )
-    return out
+    return _attention(q, (k_cache, v_cache), (block_table, query_start, context_len), (scale, window, softcap))
+
+
+@implement("paged_attention_int8", "cpu")
+def paged_attention_int8(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    caches = (k_cache, v_cache, k_scales, v_scales)
+    if not _suits(q) or not _cached(*caches):
+        return table["paged_attention_int8"].reference(
+            q, *caches, block_table, query_start, context_len, scale, window, softcap
+        )
+    return _attention(q, caches, (block_table, query_start, context_len), (scale, window, softcap))
+
+
+def _write(k: torch.Tensor, v: torch.Tensor, caches: tuple[torch.Tensor, ...], slots: torch.Tensor) -> None:
+    k, v = _rows(k), _rows(v)
+    pointers = (t.data_ptr() for t in (k, v, *caches[:2], slots))
+    scales = (t.data_ptr() for t in caches[2:]) if len(caches) > 2 else (None, None)
+    sizes = (*k.shape, caches[0].shape[3], k.stride(0), v.stride(0), CODES[k.dtype])
+    lib.call("write_kv", lib.WriteArgs(*pointers, *scales, *sizes))
 
 
 @implement("write_kv", "cpu")
 def write_kv(
     k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
 ) -> None:
-    if not _suits(k, v, k_cache, v_cache) or not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+    if not _suits(k, v, k_cache, v_cache) or not _cached(k_cache, v_cache):
         return table["write_kv"].reference(k, v, k_cache, v_cache, slots)
-    k, v = _rows(k), _rows(v)
-    row = k.shape[1] * k.shape[2]
-    pointers = (t.data_ptr() for t in (k, v, k_cache, v_cache, slots))
-    lib.call("write_kv", lib.WriteArgs(*pointers, len(k), row, k.stride(0), v.stride(0), k.dtype.itemsize))
-    return None
+    return _write(k, v, (k_cache, v_cache), slots)
+
+
+@implement("write_kv_int8", "cpu")
+def write_kv_int8(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    caches = (k_cache, v_cache, k_scales, v_scales)
+    if not _suits(k, v) or not _cached(*caches):
+        return table["write_kv_int8"].reference(k, v, *caches, slots)
+    return _write(k, v, caches, slots)
 
 
 @implement("rms_norm", "cpu")

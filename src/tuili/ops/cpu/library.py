@@ -39,7 +39,7 @@ QuantizedArgs = _struct(
 GatherArgs = _struct("GatherArgs", "weight ids out", "count inputs dtype")
 AttentionArgs = _struct(
     "AttentionArgs",
-    "q k v out table query_start context_len",
+    "q k v out table query_start context_len k_scales v_scales",
     "requests table_stride block_size heads kv_heads dim dtype q_stride window",
     "scale softcap",
 )
@@ -50,12 +50,16 @@ AddArgs = _struct("AddArgs", "a b out", "rows dim dtype")
 ScaleArgs = _struct("ScaleArgs", "x out", "rows dim dtype", "factor")
 SoftcapArgs = _struct("SoftcapArgs", "x out", "rows dim dtype", "cap")
 EmbeddingArgs = _struct("EmbeddingArgs", "weight ids out", "count bytes")
-WriteArgs = _struct("WriteArgs", "k v k_cache v_cache slots", "count row k_stride v_stride element_bytes")
 StoreArgs = _struct("StoreArgs", "matrix tiles scales zeros", "rows inputs stride dtype bits group")
 LookupArgs = _struct("LookupArgs", "tiles scales zeros ids out", "count inputs dtype bits group")
 ArgmaxArgs = _struct("ArgmaxArgs", "logits ids finite", "rows vocab stride dtype")
 DrawArgs = _struct("DrawArgs", "logits temperature min_p top_k top_p uniform ids finite", "rows vocab stride dtype")
 LogprobsArgs = _struct("LogprobsArgs", "logits tokens chosen rank top_values top_ids", "rows vocab stride dtype count")
+WriteArgs = _struct(
+    "WriteArgs",
+    "k v k_cache v_cache slots k_scales v_scales",
+    "count heads dim block_size k_stride v_stride dtype",
+)
 
 CALLS = {
     "linear": LinearArgs,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 class PagedAttention:
-    """The AttentionBackend that runs everywhere. Writing before reading lets requests of one step share blocks."""
+    """The AttentionBackend that runs everywhere. Writing before reading lets requests of one step share blocks, and a
+    step's own K and V are read as later steps will read them (rounded, in an int8 pool)."""
 
     def attend(
         self,
@@ -29,7 +30,10 @@ class PagedAttention:
         softcap: float | None,
     ) -> torch.Tensor:
         keys, values = kv.layer(layer)
+        rows = (batch.block_table, batch.query_start, batch.context_len)
+        if kv.int8:
+            k_scales, v_scales = kv.scales(layer)
+            ops.write_kv_int8(k, v, keys, values, k_scales, v_scales, batch.slots)
+            return ops.paged_attention_int8(q, keys, values, k_scales, v_scales, *rows, scale, window, softcap)
         ops.write_kv(k, v, keys, values, batch.slots)
-        return ops.paged_attention(
-            q, keys, values, batch.block_table, batch.query_start, batch.context_len, scale, window, softcap
-        )
+        return ops.paged_attention(q, keys, values, *rows, scale, window, softcap)

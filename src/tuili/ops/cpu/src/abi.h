@@ -39,7 +39,8 @@ struct GatherArgs {
     int64_t count, inputs, dtype;
 };
 
-// As ops.paged_attention; caches are contiguous [blocks, block_size, kv_heads, dim]; window 0: none, softcap 0: none.
+// As ops.paged_attention; contiguous caches in the layouts of ops/kvcache.py, int8 where there are scales; window 0: none,
+// softcap 0: none.
 struct AttentionArgs {
     const void* q;
     const void* k;
@@ -48,6 +49,8 @@ struct AttentionArgs {
     const int64_t* table;
     const int64_t* query_start;
     const int64_t* context_len;
+    const float* k_scales;
+    const float* v_scales;
     int64_t requests, table_stride, block_size, heads, kv_heads, dim, dtype, q_stride, window;
     float scale, softcap;
 };
@@ -109,14 +112,16 @@ struct EmbeddingArgs {
     int64_t count, bytes;
 };
 
-// k, v [n, row] at row strides into caches of rows of `row` elements at slots[n]; element_bytes each.
+// k, v [count, heads, dim] at row strides into the caches (see AttentionArgs) at slots[count].
 struct WriteArgs {
     const void* k;
     const void* v;
     void* k_cache;
     void* v_cache;
     const int64_t* slots;
-    int64_t count, row, k_stride, v_stride, element_bytes;
+    float* k_scales;
+    float* v_scales;
+    int64_t count, heads, dim, block_size, k_stride, v_stride, dtype;
 };
 
 // One call of a recorded program: a function of this library and its arguments.

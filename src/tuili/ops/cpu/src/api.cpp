@@ -51,6 +51,31 @@ template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t ti
     });
 }
 
+// Blocks of a request's queries, for as many KV heads (side by side in memory) as are not more than a quarter of a
+// thread's share of the work; what is more even for one head is split where partitions end.
+void cut_attention(const AttentionArgs& a, std::vector<AttentionItem>& items) {
+    int64_t block = std::max<int64_t>(1, BLOCK_ROWS * a.kv_heads / a.heads), total = 0;
+    auto each = [&](auto body) {
+        for (int64_t r = 0; r < a.requests; r++) {
+            int64_t queries = a.query_start[r + 1] - a.query_start[r], before = a.context_len[r] - queries;
+            for (int64_t first = 0; first < queries; first += block) {
+                int64_t count = std::min(block, queries - first), end = before + first + count;
+                int64_t begin = a.window ? std::max<int64_t>(0, before + first - a.window + 1) : 0;
+                body(r, first, count, begin, end, count * (end - begin));
+            }
+        }
+    };
+    each([&](int64_t, int64_t, int64_t, int64_t, int64_t, int64_t work) { total += work; });
+    int64_t share = std::max<int64_t>(1, total * a.kv_heads / (4 * pool_threads()));
+    each([&](int64_t r, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t work) {
+        int64_t spans = a.kv_heads, part = begin / PARTITION, parts = up(end, PARTITION);
+        while (spans > 1 && spans * work > share) spans = up(spans, 2);
+        bool split = work > share && parts - part > 1;
+        for (int64_t h = 0; h < a.kv_heads; h += spans)
+            items.push_back({r, h, std::min(spans, a.kv_heads - h), first, count, part, parts, split, nullptr});
+    });
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -130,47 +155,27 @@ void tuili_gather(const GatherArgs* a) {
 }
 
 void tuili_attention(const AttentionArgs* a) {
-    int64_t group = a->heads / a->kv_heads, block = std::max<int64_t>(1, BLOCK_ROWS / group), team = pool_threads();
-    auto begin = [&](int64_t key) { return a->window ? std::max<int64_t>(0, key - a->window + 1) : 0; };
-    std::vector<AttentionItem> items, pieces;
-    for (int64_t r = 0; r < a->requests; r++) {
-        int64_t queries = a->query_start[r + 1] - a->query_start[r], before = a->context_len[r] - queries;
-        for (int64_t first = 0; first < queries; first += block) {
-            int64_t count = std::min(block, queries - first), end = before + first + count;
-            items.push_back({r, 0, 1, first, count, begin(before + first) / PARTITION, up(end, PARTITION), nullptr});
-        }
-    }
-    // Few pieces: the partitions are shared out too. Few rows per key: heads together, which lie side by side in memory.
-    int64_t parts = 0, floats = 0;
-    for (auto& i : items) parts += i.parts - i.part;
-    bool split = (int64_t)items.size() * a->kv_heads < 4 * team;
-    int64_t spans = 1, wanted = split ? parts : (int64_t)items.size();
-    if (a->query_start[a->requests] * group < 8 * a->requests)
-        for (spans = a->kv_heads; spans % 2 == 0 && wanted * (a->kv_heads / spans) < 2 * team;) spans /= 2;
-    int64_t count = items.size();
-    for (int64_t n = 0; n < count; n++)
-        for (int64_t h = spans; h < a->kv_heads; h += spans) {
-            items.push_back(items[n]);
-            items.back().kv_head = h;
-        }
-    for (auto& i : items) {
-        i.spans = spans;
-        if (split && i.parts - i.part > 1) floats += (i.parts - i.part) * spans * state_floats(i.queries * group, a->dim);
-    }
+    static thread_local std::vector<AttentionItem> items, pieces;
+    items.clear(), pieces.clear();
+    cut_attention(*a, items);
+    int64_t floats = 0, group = a->heads / a->kv_heads;
+    auto size = [&](const AttentionItem& i) { return i.spans * state_floats(i.queries * group, a->dim); };
+    for (auto& i : items)
+        if (i.split) floats += (i.parts - i.part) * size(i);
     float* state = floats ? (float*)scratch(3, floats * 4) : nullptr;
     for (auto& i : items) {
-        if (!split || i.parts - i.part == 1) {
+        if (!i.split) {
             pieces.push_back(i);
             continue;
         }
         i.state = state;
-        int64_t size = spans * state_floats(i.queries * group, a->dim);
-        for (int64_t p = i.part; p < i.parts; p++, state += size)
-            pieces.push_back({i.request, i.kv_head, spans, i.first, i.queries, p, p + 1, state});
+        for (int64_t p = i.part; p < i.parts; p++, state += size(i))
+            pieces.push_back({i.request, i.kv_head, i.spans, i.first, i.queries, p, p + 1, true, state});
     }
-    parallel(pieces.size(), [&](int64_t p) { kernels->attention(*a, pieces[p]); });
+    AttentionItem* piece = pieces.data();
+    parallel(pieces.size(), [&](int64_t p) { kernels->attention(*a, piece[p]); });
     for (auto& i : items)
-        if (i.state) kernels->merge(*a, i);
+        if (i.split) kernels->merge(*a, i);
 }
 
 void tuili_rms_norm(const NormArgs* a) {
@@ -223,11 +228,7 @@ void tuili_logprobs(const LogprobsArgs* a) {
 }
 
 void tuili_write_kv(const WriteArgs* a) {
-    int64_t bytes = a->row * a->element_bytes;
-    for (int64_t i = 0; i < a->count; i++) {
-        memcpy((char*)a->k_cache + a->slots[i] * bytes, (const char*)a->k + i * a->k_stride * a->element_bytes, bytes);
-        memcpy((char*)a->v_cache + a->slots[i] * bytes, (const char*)a->v + i * a->v_stride * a->element_bytes, bytes);
-    }
+    row_pieces(a->heads, a->count * a->dim * 8, [&](int64_t head, int64_t heads) { kernels->write_kv(*a, head, heads); });
 }
 }
 #pragma GCC visibility pop

@@ -1,21 +1,19 @@
 // Attention over the paged KV cache. A query head's result is a chain of steps over key tiles at absolute positions,
 // fresh every PARTITION keys, and the partitions are merged in order: chunking, batching and splitting over threads
 // choose who does a step, never what it computes (law 5).
-#include "linear.h"
+#include "cache.h"
 
 namespace {
 
-// What a pass over keys keeps per row: [rows][wide] sums, then [rows] maxima, [rows] totals (16 floats apart: see
-// state_floats).
+// What a pass over keys keeps per row: [rows][wide] sums, [rows][16] totals, [rows] maxima (see state_floats).
 struct State {
-    float *sums, *maximum, *total;
+    float *sums, *total, *maximum;
     int64_t wide;
     State(float* at, int64_t rows, int64_t dim) : wide((dim + 15) / 16 * 16) {
-        sums = at, maximum = at + rows * wide, total = maximum + rows;
+        sums = at, total = at + rows * wide, maximum = total + rows * LANES;
     }
     void clear(int64_t rows) {
-        memset(sums, 0, rows * wide * sizeof(float));
-        memset(total, 0, rows * sizeof(float));
+        memset(sums, 0, rows * (wide + LANES) * sizeof(float));
         for (int64_t r = 0; r < rows; r++) maximum[r] = -INFINITY;
     }
 };
@@ -39,254 +37,266 @@ struct View {
     int64_t begin(int64_t r) const { return a.window ? most(0, last(r) - a.window + 1) : 0; }
 };
 
-// Where the keys [from, to) of the tile at `base` lie in the caches, in elements: the item's first KV head of each.
-struct Places {
-    int64_t from, to, at[KEY_TILE];
-    void find(const View& v, int64_t base) {
+template <class Kind> int64_t words(int64_t values) { return (values + Kind::PAIR - 1) / Kind::PAIR; }
+
+// Where the tile at `base` of one KV head lies: chunks of 16 keys, in the caches, or copied to `room` what can not be
+// read there (blocks or heads that are not whole chunks, values of keys that none of the rows sees).
+template <class Kind> struct Tile {
+    using Value = typename Kind::Value;
+    const char *keys[CHUNKS], *values[CHUNKS];
+    const float *key_scales[CHUNKS], *value_scales[CHUNKS];
+    int64_t base, from, to;           // the item's rows see keys [from, to) of the tile
+    int64_t key_stride, value_stride;  // bytes between words of a key, between words of values
+    char* room;
+
+    static int64_t room_bytes(int64_t dim) {
+        int64_t wide = (dim + 15) / 16 * 16;
+        return KEY_TILE * (2 * wide * (int64_t)sizeof(Value) + 2 * (int64_t)sizeof(float));
+    }
+
+    void find(const View& v, int64_t at) {
+        base = at, from = most(v.begin(0) - base, 0), to = least(v.last(v.rows - 1) + 1 - base, KEY_TILE);
+        if (v.a.block_size % CHUNK || v.a.dim % LANES) return gather(v);
+        key_stride = v.a.block_size * Kind::WORD, value_stride = v.a.dim * Kind::WORD;
+        int64_t first = from / CHUNK, end = (to + CHUNK - 1) / CHUNK;
+        for (int64_t c = first; c < end; c++) find_chunk(v, c);
+        for (int64_t c = 0; c < CHUNKS; c++)
+            if (c < first || c >= end) {  // not seen: any key does
+                keys[c] = keys[first];
+                if (v.a.k_scales) key_scales[c] = key_scales[first], value_scales[c] = value_scales[first];
+            }
+    }
+
+    void find_chunk(const View& v, int64_t c) {
         const AttentionArgs& a = v.a;
-        from = most(v.begin(0) - base, 0), to = least(v.last(v.rows - 1) + 1 - base, KEY_TILE);
-        const int64_t* table = a.table + v.item.request * a.table_stride;
-        int64_t column = (base + from) / a.block_size, offset = (base + from) % a.block_size;
-        for (int64_t i = from; i < to; i++) {
-            at[i] = ((table[column] * a.block_size + offset) * a.kv_heads + v.item.kv_head) * a.dim;
-            if (++offset == a.block_size) offset = 0, column++;
-        }
+        int64_t at = base + c * CHUNK, size = a.block_size;
+        int64_t block = a.table[v.item.request * a.table_stride + at / size] * a.kv_heads + v.kv_head;
+        keys[c] = (const char*)a.k + (block * words<Kind>(a.dim) * size + at % size) * Kind::WORD;
+        values[c] = (const char*)a.v + (block * size + at % size) / Kind::PAIR * value_stride;
+        if (a.k_scales) key_scales[c] = a.k_scales + block * size + at % size, value_scales[c] = a.v_scales + block * size + at % size;
+        int64_t low = most(from - c * CHUNK, 0), high = least(to - c * CHUNK, CHUNK);
+        if (low > 0 || high < CHUNK) values[c] = seen_values(c, low, high);
     }
-    // Heads are read one after the other, each with gaps: the processor does not foresee the next tile.
-    // Reading is what makes it run ahead in memory order; prefetch instructions do not (measured: 12 and 8.5 GB/s at 32 rows).
-    template <class T> void prefetch(const View& v) const {
-        int64_t bytes = v.item.spans * v.a.dim * sizeof(T);
-        int touched = 0;
-        const void* caches[] = {v.a.k, v.a.v};
-        for (const void* cache : caches)
-            for (int64_t i = from; i < to; i++)
-                for (int64_t b = 0; b < bytes; b += 64) touched += ((const char*)((const T*)cache + at[i]))[b];
-        asm volatile("" ::"r"(touched));
-    }
-};
 
-// 16 rows of 16 lanes turned: out[i * stride + j] = row j's lane i.
-#ifdef __AVX512F__
-inline void turn(const F (&in)[16], float* out, int64_t stride) {
-    __m512 t[16], s[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(in[i].v, in[i + 1].v);
-        t[i + 1] = _mm512_unpackhi_ps(in[i].v, in[i + 1].v);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        s[i] = (__m512)_mm512_unpacklo_pd((__m512d)t[i], (__m512d)t[i + 2]);
-        s[i + 1] = (__m512)_mm512_unpackhi_pd((__m512d)t[i], (__m512d)t[i + 2]);
-        s[i + 2] = (__m512)_mm512_unpacklo_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
-        s[i + 3] = (__m512)_mm512_unpackhi_pd((__m512d)t[i + 1], (__m512d)t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {  // lane i of every quarter: rows 4q.. of columns i, 4 + i, 8 + i, 12 + i
-        __m512 a = _mm512_shuffle_f32x4(s[i], s[4 + i], 0x88), b = _mm512_shuffle_f32x4(s[i], s[4 + i], 0xdd);
-        __m512 c = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0x88), d = _mm512_shuffle_f32x4(s[8 + i], s[12 + i], 0xdd);
-        _mm512_storeu_ps(out + i * stride, _mm512_shuffle_f32x4(a, c, 0x88));
-        _mm512_storeu_ps(out + (4 + i) * stride, _mm512_shuffle_f32x4(b, d, 0x88));
-        _mm512_storeu_ps(out + (8 + i) * stride, _mm512_shuffle_f32x4(a, c, 0xdd));
-        _mm512_storeu_ps(out + (12 + i) * stride, _mm512_shuffle_f32x4(b, d, 0xdd));
-    }
-}
-#else
-inline void turn(const F (&in)[16], float* out, int64_t stride) {
-    for (int j = 0; j < 16; j++) {
-        alignas(32) float t[16];
-        store(t, in[j]);
-        for (int i = 0; i < 16; i++) out[i * stride + j] = t[i];
-    }
-}
-#endif
-
-// Words of 4 bytes per key: floats, or pairs of bfloat16 where there are pair instructions.
-template <class T> struct Keys;
-template <> struct Keys<float> {
-    using Kind = Float;
-    static int64_t words(int64_t dim) { return dim; }
-    static F get(const float* key, int64_t word, int64_t dim) { return load(key + word, dim - word); }
-};
-template <> struct Keys<uint16_t> {
-    using Kind = Pairs;
-    static int64_t words(int64_t dim) { return PAIRS ? (dim + 1) / 2 : dim; }
-    static F get(const uint16_t* key, int64_t word, int64_t dim) {
-        if (!PAIRS) return load(key + word, dim - word);
-        if (dim - 2 * word >= 2 * LANES) return load((const float*)(key + 2 * word));
-        alignas(64) uint16_t t[2 * LANES] = {};
-        memcpy(t, key + 2 * word, (dim - 2 * word) * 2);
-        return load((const float*)t);
-    }
-};
-
-// The queries of an item as rows of words: floats times the scale, or pairs (the scale then goes on the scores).
-template <class T> void gather_queries(const View& v, float* out, int64_t words) {
-    const AttentionArgs& a = v.a;
-    for (int64_t r = 0; r < v.rows; r++) {
-        const T* q = (const T*)a.q + v.row(r) * a.q_stride + v.head(r) * a.dim;
-        for (int64_t w = 0; w < words; w += LANES) {
-            F x = Keys<T>::get(q, w, a.dim);
-            store(out + r * words + w, sizeof(typename Keys<T>::Kind::Storage) == 4 ? x * all(a.scale) : x, words - w);
-        }
-    }
-}
-
-// The keys of a tile, turned to [words][64]; zero where there is none.
-template <class T> void gather_keys(const View& v, const Places& places, float* out, int64_t words) {
-    const T* keys = (const T*)v.a.k + (v.kv_head - v.item.kv_head) * v.a.dim;
-    for (int64_t k = 0; k < KEY_TILE; k += 16) {
-        if (k >= places.to || k + 16 <= places.from) {
-            for (int64_t w = 0; w < words; w++) store(out + w * KEY_TILE + k, zero());
-            continue;
-        }
-        for (int64_t w = 0; w < words; w += 16) {
-            F block[16];
-            for (int64_t i = 0; i < 16; i++) {
-                bool there = k + i >= places.from && k + i < places.to;
-                block[i] = there ? Keys<T>::get(keys + places.at[k + i], w, v.a.dim) : zero();
-            }
-            if (words - w >= 16) {
-                turn(block, out + w * KEY_TILE + k, KEY_TILE);
+    // A copy of a chunk's values with zeros for keys outside [low, high): what lies there may be anything.
+    const char* seen_values(int64_t c, int64_t low, int64_t high) {
+        char* out = room + c * CHUNK / Kind::PAIR * value_stride;
+        for (int64_t p = 0; p < CHUNK / Kind::PAIR; p++) {
+            int64_t first = p * Kind::PAIR, last = first + Kind::PAIR - 1;
+            char* to = out + p * value_stride;
+            const char* from = values[c] + p * value_stride;
+            if (first >= low && last < high) {
+                memcpy(to, from, value_stride);
             } else {
-                alignas(64) float t[16 * 16];
-                turn(block, t, 16);
-                for (int64_t i = 0; i < words - w; i++) store(out + (w + i) * KEY_TILE + k, load(t + i * 16));
+                memset(to, 0, value_stride);
+                for (int64_t k = most(first, low); k <= last && k < high; k++)
+                    for (int64_t i = k - first; i < value_stride / (int64_t)sizeof(Value); i += Kind::PAIR)
+                        ((Value*)to)[i] = ((const Value*)from)[i];
+            }
+        }
+        return out;
+    }
+
+    // Any block size, any dimension: value by value into a tile of its own.
+    void gather(const View& v) {
+        const AttentionArgs& a = v.a;
+        int64_t wide = (a.dim + 15) / 16 * 16, size = a.block_size, high = words<Kind>(size), pair = Kind::PAIR;
+        key_stride = KEY_TILE * Kind::WORD, value_stride = wide * Kind::WORD;
+        memset(room, 0, room_bytes(a.dim));
+        Value *k = (Value*)room, *w = k + KEY_TILE * wide;
+        float *ks = (float*)(w + KEY_TILE * wide), *vs = ks + KEY_TILE;
+        for (int64_t i = from; i < to; i++) {
+            int64_t block = a.table[v.item.request * a.table_stride + (base + i) / size] * a.kv_heads + v.kv_head;
+            int64_t at = (base + i) % size;
+            const Value* key = (const Value*)a.k + (block * words<Kind>(a.dim) * size + at) * pair;
+            const Value* value = (const Value*)a.v + (block * high + at / pair) * a.dim * pair + at % pair;
+            for (int64_t d = 0; d < a.dim; d++) {
+                k[d / pair * KEY_TILE * pair + i * pair + d % pair] = key[d / pair * size * pair + d % pair];
+                w[i / pair * wide * pair + d * pair + i % pair] = value[d * pair];
+            }
+            if (a.k_scales) ks[i] = a.k_scales[block * size + at], vs[i] = a.v_scales[block * size + at];
+        }
+        for (int64_t c = 0; c < CHUNKS; c++) {
+            keys[c] = (const char*)k + c * CHUNK * Kind::WORD, values[c] = (const char*)w + c * CHUNK / pair * value_stride;
+            key_scales[c] = ks + c * CHUNK, value_scales[c] = vs + c * CHUNK;
+        }
+    }
+};
+
+// The queries of a head as rows of words, and what their scores are multiplied by.
+template <class T> void gather_row(Floats, const T* q, int64_t dim, char* out, float&) { memcpy(out, q, dim * sizeof(T)); }
+template <class T> void gather_row(Halves, const T* q, int64_t dim, char* out, float&) {
+    if (PAIRS) {
+        memcpy(out, q, dim * sizeof(T));
+        if (dim % 2) ((T*)out)[dim] = 0;
+        return;
+    }
+    for (int64_t d = 0; d < dim; d += LANES) store((float*)out + d, load(q + d, dim - d));
+}
+template <class T> void gather_row(Bytes, const T* q, int64_t dim, char* out, float& factor) {
+    const float limit = (float)least(32767, 2147483647 / (127 * dim));  // so that no sum overflows
+    F highest = zero(), poison = zero();
+    for (int64_t d = 0; d < dim; d += LANES) {
+        F x = load(q + d, dim - d);
+        highest = max(highest, max(x, zero() - x)), poison = fma(x, zero(), poison);
+    }
+    float biggest = top(highest);
+    float into = biggest > 0 ? limit / biggest : 0.0f;
+    for (int64_t d = 0; d < dim; d += LANES) store_int16((int16_t*)out + d, load(q + d, dim - d) * all(into));
+    factor *= biggest / limit + sum(poison);  // not-a-number stays
+}
+
+template <class Kind, class T> void gather_queries(const View& v, char* out, int64_t stride, float* factors) {
+    for (int64_t r = 0; r < v.rows; r++) {
+        factors[r] = v.a.scale;
+        gather_row(Kind{}, (const T*)v.a.q + v.row(r) * v.a.q_stride + v.head(r) * v.a.dim, v.a.dim, out + r * stride, factors[r]);
+    }
+}
+
+// scores[M][64]: rows of queries times a tile's keys.
+template <class Kind, bool AHEAD, int M>
+void score(const View& v, const char* q, int64_t q_stride, const Tile<Kind>& t, const int64_t* ahead, const float* factors, float* scores) {
+    for (int64_t c = 0; c < CHUNKS; c += COLUMNS) {
+        typename Kind::Sums s[M][COLUMNS];
+        EACH(m, M)
+            EACH(n, COLUMNS) s[m][n].clear();
+        product<Kind, AHEAD>(s, q, q_stride, t.keys + c, ahead + c, t.key_stride, words<Kind>(v.a.dim));
+        EACH(n, COLUMNS) {
+            F steps = all(1.0f);
+            if constexpr (sizeof(typename Kind::Value) == 1) steps = load(t.key_scales[c + n]);
+            EACH(m, M) {
+                F x = floats(s[m][n]);
+                if constexpr (sizeof(typename Kind::Value) == 1) x = x * steps;
+                store(scores + m * KEY_TILE + (c + n) * LANES, x * all(factors[m]));
             }
         }
     }
 }
 
-// The values of a tile as whole lanes of floats.
-template <class T> void widen_values(const View& v, const Places& places, float* out, int64_t wide, const float** at) {
-    const T* values = (const T*)v.a.v + (v.kv_head - v.item.kv_head) * v.a.dim;
-    for (int64_t i = places.from; i < places.to; i++) {
-        const T* value = values + places.at[i];
-        for (int64_t d = 0; d < wide; d += LANES) store(out + i * wide + d, load(value + d, v.a.dim - d));
-        at[i] = out + i * wide;
+// Weights to rows of words, in place of the scores; `unit` is what a word's one is worth.
+void put_weights(Floats, const Tile<Floats>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
+    EACH(i, (int)CHUNKS) store(out + i * LANES, w[i]);
+}
+void put_weights(Halves, const Tile<Halves>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
+    EACH(i, (int)CHUNKS) {
+        if (PAIRS)
+            store((uint16_t*)out + i * LANES, w[i]);
+        else
+            store(out + i * LANES, w[i]);
     }
 }
-
-// scores[rows][64] = queries[rows][words] times keys[words][64].
-template <class Kind, int M> void score(const float* q, const float* k, int64_t words, float* out) {
-    for (int64_t n = 0; n < KEY_TILE; n += LANES * COLUMNS) {
-        F sum[M][COLUMNS];
-        EACH(m, M)
-            EACH(c, COLUMNS) sum[m][c] = zero();
-        for (int64_t w = 0; w < words; w++)
-            step(Kind{}, sum, (const char*)(q + w), words * 4, (const char*)(k + w * KEY_TILE + n), LANES * 4);
-        EACH(m, M)
-            EACH(c, COLUMNS) store(out + m * KEY_TILE + n + c * LANES, sum[m][c]);
+void put_weights(Bytes, const Tile<Bytes>& t, F (&w)[CHUNKS], int64_t from, int64_t to, float* out, float& unit) {
+    F highest = zero();
+    EACH(i, (int)CHUNKS) {
+        w[i] = keep(w[i] * load(t.value_scales[i]), from - i * LANES, to - i * LANES, zero());
+        highest = max(highest, w[i]);
     }
+    float biggest = top(highest);
+    F into = all(biggest > 0 ? 32767.0f / biggest : 0.0f);
+    EACH(i, (int)CHUNKS) store_int16((int16_t*)out + i * LANES, w[i] * into);
+    unit = biggest / 32767.0f;
 }
 
-// sums[rows][wide] = sums * keep + weights[rows][from..to) times values.
-template <class T, int M, int N>
-void add(const float* weights, const T* const* values, int64_t from, int64_t to, const float* keep, float* sums, int64_t wide, int64_t d) {
-    F s[M][N];
-    EACH(m, M)
-        EACH(n, N) s[m][n] = load(sums + m * wide + d + n * LANES) * all(keep[m]);
-    for (int64_t k = from; k < to; k++) {
-        F v[N];
-        EACH(n, N) v[n] = load(values[k] + d + n * LANES);
-        EACH(m, M) {
-            F w = all(weights[m * KEY_TILE + k]);
-            EACH(n, N) s[m][n] = fma(w, v[n], s[m][n]);
-        }
-    }
-    EACH(m, M)
-        EACH(n, N) store(sums + m * wide + d + n * LANES, s[m][n]);
-}
-
-template <class T, int M>
-void add_all(const float* weights, const T* const* values, int64_t from, int64_t to, const float* keep, float* sums, int64_t wide) {
-    int64_t d = 0;
-    for (; d + COLUMNS * LANES <= wide; d += COLUMNS * LANES)
-        add<T, M, COLUMNS>(weights, values, from, to, keep, sums, wide, d);
-    for (; d < wide; d += LANES) add<T, M, 1>(weights, values, from, to, keep, sums, wide, d);
-}
-
-// Scores of the tile at `base` to weights, in place; the row's maximum and total move on, `decay` is what its old
-// sums are multiplied by. False if the row sees none of these keys: then nothing changes.
-bool soften(const View& v, int64_t r, int64_t base, float* scores, float& maximum, float& total, float& decay, float scale) {
-    int64_t from = v.begin(r) - base, to = v.last(r) + 1 - base;
-    decay = 1.0f;
+// Scores of row r to weights, in place; the row's maximum and total move on, `decay` is what its old sums are multiplied
+// by. False if the row sees none of these keys: then nothing changes.
+template <class Kind> bool soften(const View& v, const Tile<Kind>& t, int64_t r, float* scores, State state, float& decay, float& unit) {
+    int64_t from = v.begin(r) - t.base, to = v.last(r) + 1 - t.base;
+    decay = 1.0f, unit = 0.0f;
     if (to <= 0 || from >= KEY_TILE) {
-        for (int64_t k = 0; k < KEY_TILE; k += LANES) store(scores + k, zero());
+        memset(scores, 0, KEY_TILE * sizeof(float));
         return false;
     }
     const F none = all(-INFINITY);
-    F s[KEY_TILE / LANES], highest = none;
-    EACH(i, KEY_TILE / LANES) {
-        s[i] = load(scores + i * LANES) * all(scale);
+    F s[CHUNKS], highest = none;
+    EACH(i, (int)CHUNKS) {
+        s[i] = load(scores + i * LANES);
         if (v.a.softcap != 0) s[i] = all(v.a.softcap) * tanh(s[i] / all(v.a.softcap));
-        s[i] = keep(s[i], from - i * LANES, to - i * LANES, none);
-        highest = max(highest, s[i]);
     }
-    float now = top(highest);
-    now = now > maximum ? now : maximum;
-    decay = maximum == -INFINITY ? 0.0f : low(exp_of(maximum - now));
+    if (from > 0 || to < KEY_TILE)
+        EACH(i, (int)CHUNKS) s[i] = keep(s[i], from - i * LANES, to - i * LANES, none);
+    EACH(i, (int)CHUNKS) highest = max(highest, s[i]);
+    float now = top(highest), before = state.maximum[r];
+    now = now > before ? now : before;
+    if (now != before) decay = before == -INFINITY ? 0.0f : low(exp_of(before - now));
     F added = zero();
-    EACH(i, KEY_TILE / LANES) {
-        F w = exp(s[i] - all(now));
-        store(scores + i * LANES, w);
-        added = added + w;
+    EACH(i, (int)CHUNKS) {
+        s[i] = exp(s[i] - all(now));
+        added = added + s[i];
     }
-    maximum = now;
-    total = total * decay + sum(added);
+    put_weights(Kind{}, t, s, from, to, scores, unit);
+    state.maximum[r] = now;
+    float* total = state.total + r * LANES;
+    store(total, fma(load(total), all(decay), added));
     return true;
 }
 
-template <class T> struct Room {
-    float *queries, *keys, *values, *scores;
-    Room(int64_t spans, int64_t rows, int64_t dim) {
-        int64_t wide = (dim + 15) / 16 * 16;
-        queries = (float*)scratch(1, (spans * rows * wide + KEY_TILE * wide * 2 + rows * KEY_TILE) * 4);
-        keys = queries + spans * rows * wide, values = keys + KEY_TILE * wide, scores = values + KEY_TILE * wide;
+// sums[M][wide] = sums * decay + weights times a tile's values.
+template <class Kind, bool AHEAD, int M, int N>
+void add(const float* weights, const Tile<Kind>& t, const int64_t* ahead, const float* decay, const float* unit, float* sums, int64_t wide) {
+    typename Kind::Sums s[M][N];
+    constexpr bool whole = sizeof(typename Kind::Value) == 1;
+    EACH(m, M)
+        EACH(n, N) {
+            if constexpr (whole)
+                s[m][n].clear();
+            else
+                s[m][n].f = load(sums + m * wide + n * LANES) * all(decay[m]);
+        }
+    for (int64_t c = t.from / CHUNK; c * CHUNK < t.to; c++) {
+        const char* at[N];
+        int64_t further[N];
+        EACH(n, N) at[n] = t.values[c] + n * LANES * Kind::WORD, further[n] = ahead[c];
+        product<Kind, AHEAD>(s, (const char*)weights + c * CHUNK / Kind::PAIR * Kind::X, KEY_TILE * sizeof(float), at, further, t.value_stride, CHUNK / Kind::PAIR);
+    }
+    EACH(m, M)
+        EACH(n, N) {
+            float* to = sums + m * wide + n * LANES;
+            if constexpr (whole)
+                store(to, fma(floats(s[m][n]), all(unit[m]), load(to) * all(decay[m])));
+            else
+                store(to, s[m][n].f);
+        }
+}
+
+// What the next tile's chunks are ahead of this one's.
+template <class Kind> struct Ahead {
+    int64_t keys[CHUNKS], values[CHUNKS];
+    Ahead(const Tile<Kind>& t, const Tile<Kind>& next) {
+        for (int64_t c = 0; c < CHUNKS; c++) keys[c] = next.keys[c] - t.keys[c], values[c] = 0;
+        for (int64_t c = t.from / CHUNK; c * CHUNK < t.to; c++)
+            if (c >= next.from / CHUNK && c * CHUNK < next.to) values[c] = next.values[c] - t.values[c];
     }
 };
 
-// What a tile's values are read as: in place where they are whole lanes and read once or as floats, else widened.
-template <class T> struct Values {
-    const T* in_place[KEY_TILE];
-    const float* widened[KEY_TILE];
-    bool direct;
-    Values(const View& v, const Places& places, float* room, int64_t wide) {
-        direct = v.a.dim % LANES == 0 && (sizeof(T) == 4 || v.rows <= ROWS);
-        const T* values = (const T*)v.a.v + (v.kv_head - v.item.kv_head) * v.a.dim;
-        if (direct)
-            for (int64_t i = places.from; i < places.to; i++) in_place[i] = values + places.at[i];
-        else
-            widen_values<T>(v, places, room, wide, widened);
-    }
-    template <int M> void add(const float* weights, const Places& p, const float* keep, float* sums, int64_t wide) const {
-        if (direct)
-            add_all<T, M>(weights, in_place, p.from, p.to, keep, sums, wide);
-        else
-            add_all<float, M>(weights, widened, p.from, p.to, keep, sums, wide);
-    }
-};
+// M rows from r on over one tile.
+template <class Kind, bool AHEAD, int M>
+void rows_over(const View& v, int64_t r, const char* q, int64_t q_stride, const float* factors, const Tile<Kind>& t, const Ahead<Kind>& ahead, State state) {
+    alignas(64) float scores[M * KEY_TILE];
+    score<Kind, AHEAD, M>(v, q + r * q_stride, q_stride, t, ahead.keys, factors + r, scores);
+    float decay[M], unit[M];
+    bool any = false;
+    for (int64_t i = 0; i < M; i++) any |= soften(v, t, r + i, scores + i * KEY_TILE, state, decay[i], unit[i]);
+    if (!any) return;
+    float* sums = state.sums + r * state.wide;
+    Tile<Kind> part = t;
+    Ahead<Kind> on = ahead;
+    int64_t d = 0;
+    auto move = [&](int64_t by) {
+        for (int64_t c = 0; c < CHUNKS; c++) part.values[c] += by * Kind::WORD;
+        d += by;
+    };
+    for (; d + COLUMNS * LANES <= state.wide; move(COLUMNS * LANES))
+        add<Kind, AHEAD, M, COLUMNS>(scores, part, on.values, decay, unit, sums + d, state.wide);
+    for (; d < state.wide; move(LANES)) add<Kind, AHEAD, M, 1>(scores, part, on.values, decay, unit, sums + d, state.wide);
+}
 
-// All rows of the item over one tile of keys.
-template <class T> void one_tile(const View& v, int64_t base, const Places& places, const Room<T>& room, const float* queries, State state) {
-    using Kind = typename Keys<T>::Kind;
-    int64_t words = Keys<T>::words(v.a.dim);
-    gather_keys<T>(v, places, room.keys, words);
-    Values<T> values(v, places, room.values, state.wide);
-    float scale = sizeof(typename Kind::Storage) == 4 ? 1.0f : v.a.scale;
+template <class Kind>
+void one_tile(const View& v, const char* q, int64_t q_stride, const float* factors, const Tile<Kind>& t, const Tile<Kind>& next, State state) {
+    Ahead<Kind> ahead(t, next);
     for (int64_t r = 0; r < v.rows; r += ROWS) {
-        int64_t rows = least(v.rows - r, ROWS);
-        float* scores = room.scores + r * KEY_TILE;
-        const float* q = queries + r * words;
-#define SCORE(m) score<Kind, m>(q, room.keys, words, scores)
-        EACH_HEIGHT(rows, SCORE)
-#undef SCORE
-        float keep[ROWS];
-        bool any = false;
-        for (int64_t i = 0; i < rows; i++)
-            any |= soften(v, r + i, base, scores + i * KEY_TILE, state.maximum[r + i], state.total[r + i], keep[i], scale);
-        if (!any) continue;
-        float* sums = state.sums + r * state.wide;
-#define ADD(m) values.template add<m>(scores, places, keep, sums, state.wide)
-        EACH_HEIGHT(rows, ADD)
-#undef ADD
+#define WITH(m) r ? rows_over<Kind, false, m>(v, r, q, q_stride, factors, t, ahead, state) : rows_over<Kind, true, m>(v, r, q, q_stride, factors, t, ahead, state)
+        EACH_HEIGHT(least(v.rows - r, ROWS), WITH)
+#undef WITH
     }
 }
 
@@ -295,13 +305,14 @@ void join(State a, State b, int64_t rows) {
     for (int64_t r = 0; r < rows; r++) {
         if (b.maximum[r] == -INFINITY) continue;
         float now = a.maximum[r] > b.maximum[r] ? a.maximum[r] : b.maximum[r];
-        float old = a.maximum[r] == -INFINITY ? 0.0f : low(exp_of(a.maximum[r] - now));
-        float fresh = low(exp_of(b.maximum[r] - now));
+        F old = all(a.maximum[r] == -INFINITY ? 0.0f : low(exp_of(a.maximum[r] - now)));
+        F fresh = all(low(exp_of(b.maximum[r] - now)));
         for (int64_t d = 0; d < a.wide; d += LANES) {
             float *x = a.sums + r * a.wide + d, *y = b.sums + r * a.wide + d;
-            store(x, fma(load(y), all(fresh), load(x) * all(old)));
+            store(x, fma(load(y), fresh, load(x) * old));
         }
-        a.total[r] = a.total[r] * old + b.total[r] * fresh;
+        float *x = a.total + r * LANES, *y = b.total + r * LANES;
+        store(x, fma(load(y), fresh, load(x) * old));
         a.maximum[r] = now;
     }
 }
@@ -309,42 +320,45 @@ void join(State a, State b, int64_t rows) {
 template <class T> void finish(const View& v, State state) {
     for (int64_t r = 0; r < v.rows; r++) {
         T* out = (T*)v.a.out + (v.row(r) * v.a.heads + v.head(r)) * v.a.dim;
-        F total = all(state.total[r]);
+        F total = all(sum(load(state.total + r * LANES)));
         for (int64_t d = 0; d < v.a.dim; d += LANES)
             store(out + d, load(state.sums + r * state.wide + d) / total, v.a.dim - d);
     }
 }
 
-template <class T> void attention(const AttentionArgs& a, const AttentionItem& item) {
+template <class Kind, class T> void attention(const AttentionArgs& a, const AttentionItem& item) {
     View v(a, item, 0);
-    int64_t floats = state_floats(v.rows, a.dim), words = Keys<T>::words(a.dim), spans = item.spans;
-    Room<T> room(spans, v.rows, a.dim);
-    float* memory = (float*)scratch(2, 2 * spans * floats * 4);
-    for (int64_t s = 0; s < spans; s++) {
-        gather_queries<T>(View(a, item, s), room.queries + s * v.rows * words, words);
-        State(memory + s * floats, v.rows, a.dim).clear(v.rows);
-    }
-    bool alone = !item.state && item.parts - item.part == 1;  // joining it to nothing would copy it
-    int64_t begin = v.begin(0), end = v.last(v.rows - 1) + 1;
-    for (int64_t p = item.part; p < item.parts; p++) {
-        float* at = item.state ? item.state + (p - item.part) * spans * floats : alone ? memory : memory + spans * floats;
-        for (int64_t s = 0; s < spans; s++) State(at + s * floats, v.rows, a.dim).clear(v.rows);
-        int64_t first = most(p * PARTITION, begin / KEY_TILE * KEY_TILE), last = least((p + 1) * PARTITION, end);
-        Places places[2];
-        places[0].find(v, first);
-        for (int64_t base = first, i = 0; base < last; base += KEY_TILE, i ^= 1) {
-            if (base + KEY_TILE < last) {
-                places[i ^ 1].find(v, base + KEY_TILE);
-                places[i ^ 1].template prefetch<T>(v);
-            }
-            for (int64_t s = 0; s < spans; s++)
-                one_tile<T>(View(a, item, s), base, places[i], room, room.queries + s * v.rows * words, State(at + s * floats, v.rows, a.dim));
+    int64_t rows = v.rows, floats = state_floats(rows, a.dim), room = Tile<Kind>::room_bytes(a.dim);
+    int64_t q_stride = (words<Kind>(a.dim) * Kind::X + 63) / 64 * 64;
+    char* memory = (char*)scratch(1, 2 * room + rows * q_stride + rows * 4);
+    char* q = memory + 2 * room;
+    float* factors = (float*)(q + rows * q_stride);
+    float* states = (float*)scratch(2, 2 * floats * 4);
+    State whole(states, rows, a.dim);
+    int64_t begin = most(item.part * PARTITION, v.begin(0) / KEY_TILE * KEY_TILE);
+    int64_t end = least(item.parts * PARTITION, v.last(rows - 1) + 1);
+    bool alone = item.parts - item.part == 1;  // joining it to nothing would copy it
+    Tile<Kind> tiles[2];
+    tiles[0].room = memory, tiles[1].room = memory + room;
+    tiles[0].find(v, begin);
+    int which = 0;
+    for (int64_t s = 0; s < item.spans; s++) {
+        View head(a, item, s);
+        gather_queries<Kind, T>(head, q, q_stride, factors);
+        whole.clear(rows);
+        for (int64_t base = begin; base < end; base += KEY_TILE, which ^= 1) {
+            Tile<Kind>&t = tiles[which], &next = tiles[which ^ 1];
+            bool more = base + KEY_TILE < end || s + 1 < item.spans;
+            if (more) next.find(base + KEY_TILE < end ? head : View(a, item, s + 1), base + KEY_TILE < end ? base + KEY_TILE : begin);
+            int64_t part = base / PARTITION - item.part;
+            State state(item.state ? item.state + (part * item.spans + s) * floats : alone ? states : states + floats, rows, a.dim);
+            if (base == begin || base % PARTITION == 0) state.clear(rows);
+            one_tile<Kind>(head, q, q_stride, factors, t, more ? next : t, state);
+            bool ends = (base + KEY_TILE) % PARTITION == 0 || base + KEY_TILE >= end;
+            if (ends && !item.state && !alone) join(whole, state, rows);
         }
-        for (int64_t s = 0; s < spans && !item.state && !alone; s++)
-            join(State(memory + s * floats, v.rows, a.dim), State(at + s * floats, v.rows, a.dim), v.rows);
+        if (!item.state) finish<T>(head, whole);
     }
-    for (int64_t s = 0; s < spans && !item.state; s++)
-        finish<T>(View(a, item, s), State(memory + s * floats, v.rows, a.dim));
 }
 
 // The partitions of a split item, which lie one after the other, to its output.
@@ -365,7 +379,10 @@ template <class T> void merge(const AttentionArgs& a, const AttentionItem& item)
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 void JOIN(attention, TUILI_ISA)(const AttentionArgs& a, const AttentionItem& item) {
-    a.dtype == 0 ? attention<float>(a, item) : attention<uint16_t>(a, item);
+    if (a.k_scales)
+        a.dtype == 0 ? attention<Bytes, float>(a, item) : attention<Bytes, uint16_t>(a, item);
+    else
+        a.dtype == 0 ? attention<Floats, float>(a, item) : attention<Halves, uint16_t>(a, item);
 }
 void JOIN(merge, TUILI_ISA)(const AttentionArgs& a, const AttentionItem& item) {
     a.dtype == 0 ? merge<float>(a, item) : merge<uint16_t>(a, item);

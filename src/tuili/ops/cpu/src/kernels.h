@@ -7,7 +7,8 @@
 // partitions [part, parts).
 struct AttentionItem {
     int64_t request, kv_head, spans, first, queries, part, parts;
-    float* state;  // where a split item leaves its partitions' partial sums; null: it writes the output itself
+    bool split;    // by partitions: a piece each
+    float* state;  // where it leaves its partitions' partial sums; null: it writes the output itself
 };
 
 struct Kernels {
@@ -32,6 +33,7 @@ struct Kernels {
     void (*argmax)(const ArgmaxArgs&, int64_t row, int64_t rows);
     void (*draw)(const DrawArgs&, int64_t row, int64_t rows);
     void (*logprobs)(const LogprobsArgs&, int64_t row, int64_t rows);
+    void (*write_kv)(const WriteArgs&, int64_t head, int64_t heads);
 };
 
 const Kernels* avx512_kernels();
@@ -42,8 +44,8 @@ constexpr int64_t KEY_TILE = 64;      // keys attended at once
 constexpr int64_t PARTITION = 512;    // keys summed before partial results are merged, in order
 constexpr int64_t BLOCK_ROWS = 48;    // query heads that share a pass over the keys
 
-// Floats of one partition's partial result: per row its sums, maximum and total.
-inline int64_t state_floats(int64_t rows, int64_t dim) { return rows * ((dim + 15) / 16 * 16 + 16); }
+// Floats of one partition's partial result: per row its sums, total (16 lanes) and maximum.
+inline int64_t state_floats(int64_t rows, int64_t dim) { return (rows * ((dim + 15) / 16 * 16 + 17) + 15) / 16 * 16; }
 
 // call(1) .. call(6) by the number of rows: a kernel has one body per height of its block.
 #define EACH_HEIGHT(rows, call)          \

@@ -26,6 +26,7 @@ void JOIN(lookup, TUILI_ISA)(const LookupArgs&, int64_t, int64_t);
 void JOIN(argmax, TUILI_ISA)(const ArgmaxArgs&, int64_t, int64_t);
 void JOIN(draw, TUILI_ISA)(const DrawArgs&, int64_t, int64_t);
 void JOIN(logprobs, TUILI_ISA)(const LogprobsArgs&, int64_t, int64_t);
+void JOIN(write_kv, TUILI_ISA)(const WriteArgs&, int64_t, int64_t);
 
 const Kernels* JOIN(TUILI_ISA, kernels)() {
     static constexpr Kernels table = {
@@ -38,6 +39,7 @@ const Kernels* JOIN(TUILI_ISA, kernels)() {
         JOIN(add, TUILI_ISA),      JOIN(scale, TUILI_ISA),     JOIN(softcap, TUILI_ISA),
         JOIN(store, TUILI_ISA),    JOIN(lookup, TUILI_ISA),
         JOIN(argmax, TUILI_ISA),   JOIN(draw, TUILI_ISA),      JOIN(logprobs, TUILI_ISA),
+        JOIN(write_kv, TUILI_ISA),
     };
     return &table;
 }
