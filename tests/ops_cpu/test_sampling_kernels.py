@@ -91,7 +91,7 @@ def naive_draw(x: np.ndarray, temperature: float, min_p: float, top_k: int, top_
     if temperature == 0:
         return int(x.argmax())
     with np.errstate(invalid="ignore"):
-        scores = (x - x.max()).astype(np.float32) / np.float32(temperature)
+        scores = (x - x.max()).astype(np.float32) * (np.float32(1) / np.float32(temperature))
     keep = scores >= (math.log(min_p) if min_p else -math.inf)
     if 0 < top_k < len(x):
         keep &= scores >= np.sort(np.where(keep, scores, -np.inf))[-top_k]

@@ -102,7 +102,7 @@ def draw(
     if not len(drawn):
         return best, finite
     x = logits[drawn].float()
-    scores = (x - x.amax(-1, keepdim=True)) / temperature[drawn].unsqueeze(1)  # the best first: no overflow
+    scores = (x - x.amax(-1, keepdim=True)) * (1 / temperature[drawn]).unsqueeze(1)  # the best first: no overflow
     scores = cut_min_p(scores, min_p[drawn])
     scores = cut_top_k(scores, top_k[drawn])
     scores = cut_top_p(scores, top_p[drawn])

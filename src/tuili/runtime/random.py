@@ -17,7 +17,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """One float64 in [0, 1) per pair of ``seeds`` and ``positions`` [n] (any 64-bit integers)."""
-    with np.errstate(over="ignore"):
-        state = _mix(seeds.astype(np.int64).view(np.uint64) + _GOLDEN)
-        state = _mix(state + (positions.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
+    state = _mix(seeds.astype(np.int64).view(np.uint64) + _GOLDEN)  # arrays wrap around without a word
+    state = _mix(state + (positions.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
     return (state >> np.uint64(11)) * (1.0 / 2**53)

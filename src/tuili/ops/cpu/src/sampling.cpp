@@ -80,9 +80,9 @@ template <class T> Peak peak(const T* x, int64_t vocab, float* bests) {
 template <class T> struct Distances {
     const T* x;
     int64_t vocab;
-    F best, temperature;
+    F best, coldness;  // one over the temperature
     F at(int64_t i) const { return of(read(x + i, vocab - i)); }
-    F of(F v) const { return (best - v) / temperature; }
+    F of(F v) const { return (best - v) * coldness; }
 };
 
 inline F weight(F distance) { return exp(zero() - distance); }
@@ -90,28 +90,25 @@ inline F weight(F distance) { return exp(zero() - distance); }
 constexpr uint32_t EVERYTHING = UINT32_MAX;
 
 // The lowest key such that the weights (or numbers, where weight is null) of the keys up to it sum to `target` or more;
-// EVERYTHING if all of them do not. Three rounds of counting by eleven bits, then eleven, then ten.
+// EVERYTHING if all of them do not. Four rounds, each in 256 buckets of the range that the one before has left.
 uint32_t cut(const uint32_t* key, const float* weight, int64_t n, double target) {
-    double* mass = (double*)scratch(5, 2048 * sizeof(double));
+    constexpr uint32_t BUCKETS = 256;
     double before = 0;
-    uint32_t found = 0;
-    for (uint32_t shift = 21, bits = 11;; shift -= bits) {
-        uint32_t buckets = 1u << bits, last = 0, bucket = 0;
-        memset(mass, 0, buckets * sizeof(double));
-        for (int64_t i = 0; i < n; i++)
-            if (shift == 21 || key[i] >> (shift + bits) == found)
-                mass[key[i] >> shift & (buckets - 1)] += weight ? weight[i] : 1.0;
-        for (; bucket < buckets; bucket++) {
-            if (mass[bucket] == 0) continue;
-            last = bucket;
-            if (before + mass[bucket] >= target) break;
+    uint32_t low = 0;
+    for (uint32_t shift = 24;; shift -= 8) {
+        double mass[BUCKETS] = {};
+        for (int64_t i = 0; i < n; i++) {
+            uint32_t bucket = (key[i] - low) >> shift;
+            if (bucket < BUCKETS) mass[bucket] += weight ? weight[i] : 1.0;
+        }
+        uint32_t bucket = 0, last = 0;
+        for (; bucket < BUCKETS && before + mass[bucket] < target; bucket++) {
+            if (mass[bucket] > 0) last = bucket;
             before += mass[bucket];
         }
-        if (bucket == buckets && shift == 21) return EVERYTHING;
-        if (bucket == buckets) bucket = last;  // rounding: the sum was reached when the bucket was one
-        found = found << bits | bucket;
-        if (shift == 0) return found;
-        if (shift == 10) bits = 10;
+        if (bucket == BUCKETS && shift == 24) return EVERYTHING;
+        low += (bucket == BUCKETS ? last : bucket) << shift;  // by rounding, the parts can be less than their whole was
+        if (shift == 0) return low;
     }
 }
 
@@ -132,6 +129,10 @@ struct Candidates {  // by rising id
             memcpy(key + count, t + lane, 4);
             id[count] = static_cast<int32_t>(first + lane);
         }
+    }
+    void weigh() {
+        for (int64_t i = 0; i < count; i += LANES)
+            store(weight + i, exp(zero() - load((const float*)key + i, count - i)), count - i);
     }
     void drop_above(uint32_t limit) {
         int64_t kept = 0;
@@ -159,10 +160,6 @@ template <class T> void gather(Candidates& c, const Distances<T>& d, const float
             c.add(distance, at_most(distance, all(limit)) & lanes(d.vocab - j), j);
         }
     }
-}
-
-void weigh(const float* distance, float* out, int64_t n) {
-    for (int64_t i = 0; i < n; i += LANES) store(out + i, weight(load(distance + i, n - i)), n - i);
 }
 
 // Weights of whole spans, and their sum in order.
@@ -217,24 +214,23 @@ float distance_of(uint32_t key) {
 }
 
 template <class T> int64_t draw_row(const DrawArgs& a, int64_t r, const T* x, float best, float* nearest) {
-    const Distances<T> d = {x, a.vocab, all(best), all(a.temperature[r])};
+    const Distances<T> d = {x, a.vocab, all(best), all(1.0f / a.temperature[r])};
     int64_t spans = (a.vocab + SPAN - 1) / SPAN, groups = spans * LANES, k = a.top_k[r];
     for (int64_t i = 0; i < groups; i += LANES) store(nearest + i, d.of(load(nearest + i)));
-    const uint32_t* keys = (const uint32_t*)nearest;
     const bool few = k > 0 && k < a.vocab, part = a.top_p[r] < 1, likely = a.min_p[r] > 0;
     float limit = likely ? -logf(a.min_p[r]) : INFINITY;
-    if (few) limit = fminf(limit, distance_of(cut(keys, nullptr, groups, (double)k)));
+    if (few) limit = fminf(limit, distance_of(cut((const uint32_t*)nearest, nullptr, groups, (double)k)));
     double total = 0;
     if (!few && !likely) {  // every id counts
         double* mass = (double*)scratch(1, spans * sizeof(double));
         total = weigh_spans(d, mass);
         if (!part) return find(d, mass, a.uniform[r] * total);
-        weigh(nearest, nearest + groups, groups);
-        limit = distance_of(cut(keys, nearest + groups, groups, a.top_p[r] * total));
+        // Ids farther away than this weigh less than e^-limit each, together less than what may be cut off.
+        limit = static_cast<float>(log(a.vocab / ((1.0 - a.top_p[r]) * total))) + 0.001f;
     }
     Candidates c(a.vocab);
     gather(c, d, nearest, limit);
-    weigh((const float*)c.key, c.weight, c.count);
+    c.weigh();
     if (few) c.drop_above(cut(c.key, nullptr, c.count, (double)k));
     if (part) {
         if (few || likely) total = c.total();
