@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], env: dict[str, str], log: Path):
         """``log`` takes what the worker says; its folder is the worker's current one, since children of engines import
-        from there. Returns when the first token was there. ``start_seconds`` is the time from the command to that token.
+        from there. Returns when the first token was there: ``start_seconds`` is the time from the command to it.
 
         Raises Unavailable when the engine cannot load.
         """
