@@ -12,13 +12,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-kernels-asan test-slow lint format bench soak clean
+.PHONY: help serve test test-kernels-asan test-slow lint format bench bench-rivals soak clean
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
+	@echo "make bench-rivals   other engines, each in its own environment (20 GB, docs/rivals.md), and Tuili side by side"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,6 +67,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python benchmarks/engine.py $(ARGS)
+
+bench-rivals: $(VENV)/.installed-bench
+	@cd benchmarks && $(CURDIR)/$(BIN)/python -m rivals $(ARGS)
 
 soak: $(VENV)/.installed
 	@$(BIN)/python benchmarks/soak.py --minutes 10 $(ARGS)

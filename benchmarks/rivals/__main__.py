@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import signal
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def main() -> None:
     options = arguments()
+    # So that ``finally`` ends the workers when the harness is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     places = Places(options.cache.expanduser().resolve())
     folder = options.out or results_folder()
     results = Results(folder / "raw.jsonl", {places.root: "CACHE", REPOSITORY: ".", Path.home(): "~"})

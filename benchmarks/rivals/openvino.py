@@ -15,9 +15,12 @@ from typing import Any
 from rivals.export import EXPORT
 from rivals.rival import Environment, Places, Session, Timed, Width, shell, versions
 from rivals.scenarios import MAX_REQUESTS
+from rivals.shapes import SHAPES
 
 ENVIRONMENT = Environment("openvino", ("openvino-genai",))
 GIB = 1
+#: Weights per scale that the exporter takes for int4 by default; it refuses rows that this does not divide.
+GROUP = 128
 
 
 class Engine:
@@ -34,7 +37,10 @@ class Engine:
         shutil.rmtree(made, ignore_errors=True)
         python = EXPORT.make(places)
         command = [python.with_name("optimum-cli"), "export", "openvino", "--model", places.checkpoint(shape)]
-        command += ["--task", "text-generation-with-past", "--weight-format", width, made]
+        command += ["--task", "text-generation-with-past", "--weight-format", width]
+        if width == "int4" and SHAPES[shape].hidden % GROUP:
+            command += ["--group-size", "32"]
+        command += [made]
         shell([python, *command], places.log(f"convert-{shape}-openvino-{width}"), {"HF_HUB_OFFLINE": "1"})
         (made / ".done").touch()
         return made

@@ -28,7 +28,8 @@ class Worker:
     that spinning threads of one engine never disturb another."""
 
     def __init__(self, command: Sequence[str], env: dict[str, str], log: Path):
-        """Returns when the first token was there. ``start_seconds`` is the time from the command to that token.
+        """``log`` takes what the worker says; its folder is the worker's current one, since children of engines import
+        from there. Returns when the first token was there: ``start_seconds`` is the time from the command to it.
 
         Raises Unavailable when the engine cannot load.
         """
@@ -39,6 +40,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                cwd=log.parent,
                 env={**os.environ, **env},
                 start_new_session=True,
             )

@@ -102,7 +102,11 @@ def shell(command: Sequence[str | Path], log: Path, env: dict[str, str] | None =
     with log.open("a") as output:
         print("$", *command, file=output, flush=True)
         done = subprocess.run(
-            [str(word) for word in command], stdout=output, stderr=output, env={**os.environ, **(env or {})}
+            [str(word) for word in command],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(env or {})},
+            cwd=log.parent,
         )
     if done.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -66,6 +66,7 @@ class Engine:
         python = places.python(ENVIRONMENT.name)
         return python, {
             "LD_PRELOAD": ":".join(preloaded(python.parents[1] / "lib")),
+            "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_KVCACHE_SPACE": str(GIB),
             "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
