@@ -14,7 +14,6 @@ kilobytes, and all share one memory. A recording is of exactly n rows: on a CPU 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ from tuili.base.log import get
 from tuili.layers.attention import AttentionBackend
 from tuili.layers.decoder import Decoder
 from tuili.ops import cpu
+from tuili.ops.cpu import library as lib
 from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.kvstore import KVStore
 from tuili.runtime.recording import Guard, Unrecordable, Workspace
@@ -33,33 +33,31 @@ log = get(__name__)
 
 
 class Inputs:
-    """What a decode step reads, at fixed addresses: one entry, or row of the block table, per row of the batch."""
+    """What a decode step reads, at fixed addresses: an entry, or row of the block table, per row of the batch.
 
-    def __init__(self, max_rows: int, max_blocks: int, block_size: int, attention: AttentionBackend):
-        self.ids, self.positions, self.slots, self.context = np.zeros((4, max_rows), np.int64)
-        self.table = np.zeros((max_rows, max_blocks), np.int64)
+    The caller writes ``ids``, ``positions`` and ``rows`` (where each one's blocks stand in ``blocks``); the first call
+    of a step makes the rest of them.
+    """
+
+    def __init__(self, max_rows: int, blocks: np.ndarray, block_size: int, attention: AttentionBackend):
+        self.ids, self.positions, self.rows, self.slots, self.context = np.zeros((5, max_rows), np.int64)
+        self.blocks, self.table = blocks, np.zeros((max_rows, blocks.shape[1]), np.int64)
         self.starts = np.arange(max_rows + 1)
         self.block_size = block_size
         self.attention = attention
 
-    def fill(self, ids: Sequence[int], positions: Sequence[int], blocks: np.ndarray, rows: Sequence[int]) -> None:
-        """Row i has id ``ids[i]`` at ``positions[i]``; its block table is row ``rows[i]`` of ``blocks``."""
-        n = len(ids)
-        index, at = np.array(rows), self.positions[:n]
-        self.ids[:n] = ids
-        at[:] = positions
-        np.add(at, 1, out=self.context[:n])
-        column, offset = np.divmod(at, self.block_size)
-        used = int(column.max()) + 1
-        self.table[:n, :used] = blocks[index, :used]
-        np.add(blocks[index, column] * self.block_size, offset, out=self.slots[:n])
+    def locate(self, n: int) -> None:
+        """Slots, context lengths and block table of the first ``n`` rows."""
+        parts = (self.positions, self.rows, self.blocks, self.slots, self.context, self.table)
+        pointers = (part.ctypes.data for part in parts)
+        lib.call("locate", lib.LocateArgs(*pointers, n, self.blocks.shape[1], self.block_size))
 
-    def batch(self, n: int) -> tuple[torch.Tensor, ForwardBatch]:
-        """The ids of the first ``n`` rows and their batch: views, so that one batch serves all steps of ``n`` rows."""
-        whole = (self.ids, self.positions, self.slots, self.context, self.table)
-        ids, positions, slots, context, table = (torch.from_numpy(part[:n]) for part in whole)
+    def batch(self, n: int) -> ForwardBatch:
+        """The batch of the first ``n`` rows: views, so that one batch serves all steps of ``n`` rows."""
+        whole = (self.positions, self.slots, self.context, self.table)
+        positions, slots, context, table = (torch.from_numpy(part[:n]) for part in whole)
         starts = torch.from_numpy(self.starts[: n + 1])
-        return ids, ForwardBatch(positions, slots, starts, context, table, 1, self.attention)
+        return ForwardBatch(positions, slots, starts, context, table, 1, self.attention)
 
 
 @dataclass
@@ -76,15 +74,15 @@ class Recording:
 
 
 class Graphs:
-    """Decode steps of ``model`` on the KV of ``kv``, of up to ``max_rows`` rows with ``max_blocks`` blocks each.
+    """Decode steps of ``model`` on the KV of ``kv``, of up to ``max_rows`` rows whose blocks stand in ``blocks``
+    [.., columns] int64, contiguous and always the same array.
 
-    Call ``fill``, then ``logits``. ``why`` says why nothing is captured, "" where all is well.
+    Fill ``inputs``, then ask for ``logits``. ``why`` says why nothing is captured, "" where all is well.
     """
 
-    def __init__(self, model: Decoder, kv: KVStore, max_rows: int, max_blocks: int, attention: AttentionBackend):
+    def __init__(self, model: Decoder, kv: KVStore, max_rows: int, blocks: np.ndarray, attention: AttentionBackend):
         self.model, self.kv = model, kv
-        self.inputs = Inputs(max_rows, max_blocks, kv.block_size, attention)
-        self.fill = self.inputs.fill
+        self.inputs = Inputs(max_rows, blocks, kv.block_size, attention)
         self.why = ""
         self._workspace = Workspace(max_rows)
         self._recordings: dict[int, Recording] = {}
@@ -130,7 +128,8 @@ class Graphs:
         return Recording(cpu.Program(calls), self._workspace.unlent(logits), guard.seen), logits.clone()
 
     def _eager(self, rows: int) -> torch.Tensor:
-        ids, batch = self.inputs.batch(rows)
+        self.inputs.locate(rows)
+        ids, batch = torch.from_numpy(self.inputs.ids[:rows]), self.inputs.batch(rows)
         return self.model.logits(self.model.forward(self.model.embed(ids), batch, self.kv))
 
     def _give_up(self, why: str) -> None:

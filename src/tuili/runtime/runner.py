@@ -11,6 +11,7 @@ import torch
 from tuili.core.plan import Chunk, StepPlan, StepResult, StepStats, TopLogprobs
 from tuili.layers.attention import AttentionBackend
 from tuili.layers.decoder import Decoder
+from tuili.ops import cpu
 from tuili.runtime.attention.paged import PagedAttention
 from tuili.runtime.batch import assemble
 from tuili.runtime.graphs import Graphs
@@ -42,7 +43,7 @@ class ModelRunner:
         self.kv = kv
         self.rows = Rows(max_rows, max_blocks)
         self.attention = attention or PagedAttention()
-        self.graphs = None if enforce_eager else Graphs(model, kv, max_rows, max_blocks, self.attention)
+        self.graphs = None if enforce_eager else Graphs(model, kv, max_rows, self.rows.table, self.attention)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -54,18 +55,26 @@ class ModelRunner:
         if not chunks:
             return StepResult(plan.step, {})
         rows = [self.rows.advance(chunk) for chunk in chunks]
-        tokens = [self._tokens(chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
         if self.graphs is not None and self.graphs.active and all(map(_decodes, chunks)):
-            ids, starts, places = [t[0] for t in tokens], [c.start for c in chunks], [row.index for row in rows]
-            self.graphs.fill(ids, starts, self.rows.table, places)
-            began = time.perf_counter()
-            logits = self.graphs.logits(len(chunks))
-            if logits is not None:
-                return self._sample(plan, range(len(chunks)), rows, logits, {}, began)
-        return self._run_eagerly(plan, rows, tokens)
+            result = self._replay(self.graphs, plan, rows)
+            if result is not None:
+                return result
+        return self._run_eagerly(plan, rows)
 
-    def _run_eagerly(self, plan: StepPlan, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> StepResult:
+    def _replay(self, graphs: Graphs, plan: StepPlan, rows: Sequence[Row]) -> StepResult | None:
+        """A step in which every row decodes; None if it can not be captured."""
+        count, inputs = len(rows), graphs.inputs
+        cpu.wake()
+        inputs.ids[:count] = [self._tokens(chunk, row)[0] for chunk, row in zip(plan.chunks, rows, strict=True)]
+        inputs.positions[:count] = [chunk.start for chunk in plan.chunks]
+        inputs.rows[:count] = [row.index for row in rows]
+        began = time.perf_counter()
+        logits = graphs.logits(count)
+        return None if logits is None else self._sample(plan, range(count), rows, logits, {}, began)
+
+    def _run_eagerly(self, plan: StepPlan, rows: Sequence[Row]) -> StepResult:
         chunks = plan.chunks
+        tokens = [self._tokens(chunk, row) for chunk, row in zip(chunks, rows, strict=True)]
         table = self.rows.table[[row.index for row in rows]]
         counts = [chunk.count for chunk in chunks]
         batch = assemble([c.start for c in chunks], counts, table, self.kv.block_size, self.attention)

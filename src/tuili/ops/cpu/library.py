@@ -81,6 +81,9 @@ CALLS = {
     "draw": DrawArgs,
     "logprobs": LogprobsArgs,
 }
+# No op of the table, but part of captured steps.
+LocateArgs = _struct("LocateArgs", "positions rows blocks slots context table", "count stride block_size")
+CALLS["locate"] = LocateArgs
 
 
 class Call(ctypes.Structure):
@@ -165,6 +168,12 @@ class Program:
     def run(self) -> None:
         assert library is not None
         library.tuili_replay(self._calls, len(self._calls))
+
+
+def wake() -> None:
+    """Let the team watch for work that comes within some microseconds, which spares its first op the waking."""
+    assert library is not None
+    library.tuili_wake()
 
 
 def _address(name: str) -> int | None:

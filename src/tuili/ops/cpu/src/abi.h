@@ -124,6 +124,19 @@ struct WriteArgs {
     int64_t count, heads, dim, block_size, k_stride, v_stride, dtype;
 };
 
+// What a decode step of `count` rows reads, from what the host knows of each: its position and its row of `blocks`
+// [.., stride]. slots: where its K and V go; context: the positions that it has then; table [count, stride]: its blocks,
+// as many as it uses.
+struct LocateArgs {
+    const int64_t* positions;
+    const int64_t* rows;
+    const int64_t* blocks;
+    int64_t* slots;
+    int64_t* context;
+    int64_t* table;
+    int64_t count, stride, block_size;
+};
+
 // One call of a recorded program: a function of this library and its arguments.
 struct Call {
     void (*function)(const void* args);
