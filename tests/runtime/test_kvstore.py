@@ -71,7 +71,7 @@ def test_the_pool_takes_what_resolve_says(kind: str, block_size: int, dim: int) 
     spec = ModelSpec("llama", 320, 64, 96, 3, 4, 2, dim, 256, RopeSpec(dim))
     dtype, cache = ("bfloat16", "int8") if kind == "int8" else (kind, "auto")
     machine = Hardware("test", 2, frozenset({"amx_bf16"}), 1 << 30, 1 << 30)
-    config = resolve(Config(dtype=dtype, kv_cache_dtype=cache, block_size=block_size), spec, 1000, machine)
+    config = resolve(Config(dtype=dtype, kv_cache_dtype=cache, block_size=block_size), spec, machine)
     blocks = config.num_gpu_blocks_override
     assert blocks
     assert KVStore(3, blocks, block_size, 2, dim, getattr(torch, kind)).nbytes == config.kv_cache_memory_bytes
