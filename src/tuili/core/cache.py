@@ -161,7 +161,8 @@ class KVCacheManager:
 
     def verify(self, table: BlockTable, positions: int) -> None:
         """The executor computed the first ``positions`` without a failure."""
-        table.verified = max(table.verified, min(table.offered, positions // self.block_size))
+        if table.verified < table.offered:
+            table.verified = max(table.verified, min(table.offered, positions // self.block_size))
 
     def unverified(self, table: BlockTable) -> list[int]:
         """Blocks that ``table`` offered and whose content no result has confirmed yet."""

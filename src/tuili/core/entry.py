@@ -95,22 +95,24 @@ def broken_by(plan: StepPlan, result: StepResult) -> dict[str, str]:
 
 
 def _are_ids(tokens: Sequence[int]) -> bool:
-    return all(isinstance(token, int) and token >= 0 for token in tokens)
+    for token in tokens:
+        if not isinstance(token, int) or token < 0:
+            return False
+    return True
 
 
 def stop(entry: Entry, new: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None, int | None]:
     """The ids to keep of ``new``, and whether the last one ends the request: eos, then stop ids, then length."""
     request, params = entry.request, entry.request.params
-    for index, token in enumerate(new):
-        length = len(request.tokens) + index + 1
-        kept = tuple(new[: index + 1])
-        if length - request.prompt_len >= params.min_tokens:
+    length = len(request.tokens)
+    for index, token in enumerate(new, 1):
+        if length + index - request.prompt_len >= params.min_tokens:
             if not params.ignore_eos and token in params.eos_token_ids:
-                return kept, FinishReason.STOP, None
+                return tuple(new[:index]), FinishReason.STOP, None
             if token in params.stop_token_ids:  # type: ignore[operator]
-                return kept, FinishReason.STOP, token
-        if length >= entry.limit:
-            return kept, FinishReason.LENGTH, None
+                return tuple(new[:index]), FinishReason.STOP, token
+        if length + index >= entry.limit:
+            return tuple(new[:index]), FinishReason.LENGTH, None
     return tuple(new), None, None
 
 

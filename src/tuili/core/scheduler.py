@@ -195,13 +195,14 @@ class Scheduler:
 
     def _count(self, entry: Entry, budget: int) -> int:
         """How many positions ``entry`` computes with ``budget``; drafts that do not fit are cut."""
-        request = entry.request
-        if entry.poisoned or entry.guesses or entry.length >= entry.limit:
+        request, length = entry.request, entry.length
+        if entry.poisoned or entry.guesses or length >= entry.limit:
             return 0
         if request.draft:
-            room = min(budget - (request.need - len(request.draft)), entry.limit - entry.length - 1)
+            room = min(budget - (length - request.computed), entry.limit - length - 1)
             del request.draft[max(0, room) :]
-        return min(request.need, budget)
+        need = length + len(request.draft) - request.computed
+        return need if need < budget else budget
 
     def _make_room(self, step: _Step, order: list[Entry], index: int, positions: int) -> tuple[int, ...] | None:
         """Blocks for ``positions`` of ``order[index]``, if need be from those after it; None if it has to wait a step.
@@ -263,7 +264,9 @@ class Scheduler:
         start, end = request.computed, request.computed + count
         sample = end == entry.length + len(request.draft)
         drafts = len(request.draft) if sample else 0
-        tokens = tuple(request.tokens[start:end]) + tuple(request.draft[:drafts])
+        tokens = tuple(request.tokens[start:end])
+        if drafts:
+            tokens += tuple(request.draft[:drafts])
         step.chunks.append(
             Chunk(request.id, start, count, tokens, drafts, sample, blocks, request.params, request.prompt_len, history)
         )
@@ -276,20 +279,22 @@ class Scheduler:
         self._offer(entry)
 
     def _offer(self, entry: Entry) -> None:
-        request = entry.request
-        self.cache.offer(entry.table, request.tokens, min(len(request.tokens), request.computed))
+        request, table = entry.request, entry.table
+        if request.computed >= (table.offered + 1) * self.cache.block_size:
+            self.cache.offer(table, request.tokens, min(len(request.tokens), request.computed))
 
     def _measure(self, plan: StepPlan, step: _Step) -> StepStats:
         decode = sum(c.count for c in plan.chunks if c.start >= c.prompt_len and c.count == 1 + c.num_draft)
+        num_tokens = self.max_num_batched_tokens - step.budget
         padding = 0
         if self.policy.rectangular:
             self._batch_rows = max(self._batch_rows, len(self._running))
-            padding = self._batch_rows * plan.max_query_len - plan.num_tokens
+            padding = self._batch_rows * plan.max_query_len - num_tokens
         return StepStats(
             step=plan.step,
             started=self._clock.now(),
-            num_tokens=plan.num_tokens,
-            num_prefill_tokens=plan.num_tokens - decode,
+            num_tokens=num_tokens,
+            num_prefill_tokens=num_tokens - decode,
             num_decode_tokens=decode,
             num_requests=len(plan.chunks),
             num_waiting=len(self._waiting),
@@ -341,7 +346,7 @@ class Scheduler:
 
     def _absorb(self, entry: Entry, chunk: Chunk, result: StepResult, now: float) -> Update | None:
         request, timing = entry.request, entry.request.timing
-        prompt_logprobs = self._fresh_prompt_logprobs(entry, chunk, result)
+        prompt_logprobs = self._fresh_prompt_logprobs(entry, chunk, result) if result.prompt_logprobs else ()
         if not chunk.sample:
             self.cache.verify(entry.table, chunk.start + chunk.count)
             return make_update(request, prompt_logprobs=prompt_logprobs) if prompt_logprobs else None
@@ -357,7 +362,7 @@ class Scheduler:
         if timing.first_token is None:
             timing.first_token = now
         timing.last_token = now
-        logprobs = tuple(result.logprobs.get(request.id, ()))[: len(kept)]
+        logprobs = tuple(result.logprobs.get(request.id, ()))[: len(kept)] if result.logprobs else ()
         if finish is not None:
             return self._finish(entry, finish, kept, logprobs, prompt_logprobs, stop_reason)
         return make_update(request, kept, logprobs, prompt_logprobs)

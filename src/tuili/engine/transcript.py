@@ -35,6 +35,8 @@ class Transcript:
             params.spaces_between_special_tokens,
         )
         self._stops = StopStrings(params.stop or (), params.include_stop_str_in_output)
+        #: Text goes out as it comes: nothing can stop it.
+        self._plain = params.detokenize and not params.stop
         self._prompt_logprobs: list[TokenLogprob | None] | None = None if params.prompt_logprobs is None else [None]
 
     @property
@@ -68,6 +70,9 @@ class Transcript:
     def _read(self, update: Update) -> tuple[str, int]:
         """The update's text, and how many of its tokens it took: none behind the one that completes a stop string."""
         params = self.request.params
+        if self._plain and update.finish is None and len(update.tokens) == 1:
+            self.completion_tokens += 1
+            return self._detokenizer.push(update.tokens[0]), 1
         if not params.detokenize:
             self.completion_tokens += len(update.tokens)
             return "", len(update.tokens)
