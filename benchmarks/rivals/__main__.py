@@ -84,7 +84,7 @@ def measure(
 
 def prepared(shape: Shape, chosen: list[Arm], places: Places, results: Results) -> list[Arm]:
     """The arms that can run this shape here; each is written down with its versions, or with why it cannot."""
-    prepare(shape, places.checkpoint(shape.name))
+    prepare(shape, places)
     found, ready = installed(chosen, places), []
     for arm in chosen:
         about: dict[str, Any] = {"model": shape.name, "arm": arm.name, "rival": arm.rival.name}

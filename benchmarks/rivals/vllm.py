@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rivals.rival import Environment, Places, Session, Timed, Width, versions
+from rivals.rival import Environment, Places, Session, Timed, Width, call, versions
 from rivals.scenarios import MAX_LENGTH, MAX_REQUESTS
 
 #: As installed it cannot be imported: the plain torchvision of the index is built for CUDA.
@@ -58,7 +59,7 @@ class Engine:
         if not (made / ".done").exists():
             shutil.rmtree(made, ignore_errors=True)
             shutil.copytree(source, made)
-            quantize(source, made)
+            call(Path(sys.executable), quantize, [source, made], places.log(f"convert-{shape}-vllm-{width}"))
             (made / ".done").touch()
         return made
 
@@ -96,10 +97,11 @@ def preloaded(library: Path) -> list[str]:
     return [str(path) for path in found if path]
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(checkpoint: str, made: str) -> None:
     """Every linear layer but the head to int8 by output channel, round to nearest."""
     from safetensors.torch import load_file, save_file
 
+    source, target = Path(checkpoint), Path(made)
     tensors: dict[str, Any] = {}
     for name, weight in load_file(source / "model.safetensors").items():
         if weight.ndim != 2 or "embed_tokens" in name or "lm_head" in name:
