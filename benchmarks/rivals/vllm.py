@@ -87,7 +87,7 @@ class Engine:
             max_num_seqs=MAX_REQUESTS,
             max_num_batched_tokens=MAX_REQUESTS * 128,
         )
-        return _Session(llm.llm_engine)
+        return _Session(llm)
 
 
 def preloaded(library: Path) -> list[str]:
@@ -116,8 +116,8 @@ def quantize(checkpoint: str, made: str) -> None:
 
 
 class _Session:
-    def __init__(self, engine: Any):
-        self.engine, self.next = engine, 0
+    def __init__(self, llm: Any):
+        self.llm, self.engine, self.next = llm, llm.llm_engine, 0
 
     def generate(self, prompts: Sequence[list[int]], new: int) -> list[list[Timed]]:
         from vllm import SamplingParams
