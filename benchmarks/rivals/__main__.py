@@ -67,24 +67,21 @@ def measure(
     about = provenance.provenance() | {"command": "python -m rivals", "options": plain(vars(options))}
     results.add("run", **about)
     ready = {shape.name: prepared(shape, chosen, places, results) for shape in shapes}
+    oracle = {shape.name: reference(shape, places, options.threads) for shape in shapes}
     if options.prepare_only:
         return
     probe = Probe(places.root)
     limits = probe.read(*sorted({1, options.threads}))
     results.add("machine", threads=options.threads, bandwidth=limits, peaks=peaks(options.threads))
     deadline = time.monotonic() + 60 * options.budget_minutes
-    bench = Bench(places, results, probe, QUICK if options.quick else FULL, options.rounds, options.threads, deadline)
-    for shape in shapes:
-        try:
-            bench.oracle[shape.name] = first_tokens(shape, places, options.threads)
-        except Unavailable as error:
-            bench.say(f"{shape.name}: no reference for first tokens: {error}")
+    scenarios = QUICK if options.quick else FULL
+    bench = Bench(places, results, probe, scenarios, options.rounds, options.threads, deadline, oracle)
     run_all(bench, [(shape, group) for shape in shapes for group in side_by_side(ready[shape.name])])
 
 
 def prepared(shape: Shape, chosen: list[Arm], places: Places, results: Results) -> list[Arm]:
     """The arms that can run this shape here; each is written down with its versions, or with why it cannot."""
-    prepare(shape, places.checkpoint(shape.name))
+    prepare(shape, places)
     found, ready = installed(chosen, places), []
     for arm in chosen:
         about: dict[str, Any] = {"model": shape.name, "arm": arm.name, "rival": arm.rival.name}
@@ -101,6 +98,15 @@ def prepared(shape: Shape, chosen: list[Arm], places: Places, results: Results) 
             results.add("arm", **about, versions=versions)
             ready.append(arm)
     return ready
+
+
+def reference(shape: Shape, places: Places, threads: int) -> list[int]:
+    """First tokens by the oracle; none where there is no oracle."""
+    try:
+        return first_tokens(shape, places, threads)
+    except Unavailable as error:
+        print(f"{shape.name}: no reference for first tokens: {error}", flush=True)
+        return []
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

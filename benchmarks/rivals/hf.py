@@ -69,7 +69,7 @@ class _Session:
 
         ids = torch.tensor(prompts)
         if keep and prompts == self.prompts:
-            self.cache.crop(ids.shape[1] - 1)
+            self.cache.crop(ids.shape[1] - 1 - self.cache.get_seq_length())
             ids = ids[:, -1:]
         else:
             self.prompts, self.cache = prompts, DynamicCache(config=self.model.config)

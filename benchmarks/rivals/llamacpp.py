@@ -49,11 +49,13 @@ class Engine:
         if not first.exists():
             first.parent.mkdir(parents=True, exist_ok=True)
             converter = unpack(places) / "vendor" / "llama.cpp"
-            call(EXPORT.make(places), to_gguf, [converter, places.checkpoint(shape), first], log)
+            call(EXPORT.make(places), to_gguf, [converter, places.checkpoint(shape), part(first)], log)
+            part(first).rename(first)
         if not made.exists():
             made.parent.mkdir(parents=True, exist_ok=True)
             python, env = self.launch(places, 2)
-            call(python, quantize, [first, made, FTYPES[width]], log, env)
+            call(python, quantize, [first, part(made), FTYPES[width]], log, env)
+            part(made).rename(made)
         return made
 
     def launch(self, places: Places, threads: int) -> tuple[Path, dict[str, str]]:
@@ -64,6 +66,11 @@ class Engine:
 
     def load(self, model: Path, width: str, threads: int) -> Session:
         return _Session(model, threads)
+
+
+def part(file: Path) -> Path:
+    """Where a file is written, so that one that is there is whole."""
+    return file.with_suffix(".part")
 
 
 def libraries(places: Places) -> Path:

@@ -24,8 +24,9 @@ ANSWER_SECONDS = 300.0
 
 
 class Worker:
-    """One arm's process, alone in its process group. It runs only inside ``generate``; between turns it is stopped, so
-    that spinning threads of one engine never disturb another."""
+    """One arm's process, alone in its process group (of the same session, so that a priority given to the harness is
+    its too). It runs only inside ``generate``; between turns it is stopped, so that spinning threads of one engine
+    never disturb another."""
 
     def __init__(self, command: Sequence[str], env: dict[str, str], log: Path):
         """``log`` takes what the worker says; its folder is the worker's current one, since children of engines import
@@ -42,7 +43,7 @@ class Worker:
                 stderr=errors,
                 cwd=log.parent,
                 env={**os.environ, **env},
-                start_new_session=True,
+                process_group=0,
             )
         try:
             self.start_seconds = self._answer(START_SECONDS)["ready"] - began

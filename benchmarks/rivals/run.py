@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import psutil
@@ -33,7 +33,7 @@ LEAST_SECONDS = 30.0
 @dataclass
 class Bench:
     """All that the groups of a run share. ``deadline`` is on ``time.monotonic``; ``oracle`` has the first tokens by
-    name of shape, where there are any."""
+    name of shape; none where there is no oracle."""
 
     places: Places
     results: Results
@@ -42,7 +42,7 @@ class Bench:
     rounds: int
     threads: int
     deadline: float
-    oracle: dict[str, list[int]] = field(default_factory=dict)
+    oracle: dict[str, list[int]]
 
     def say(self, text: str) -> None:
         left = max(0.0, self.deadline - time.monotonic())
@@ -105,8 +105,8 @@ class Group:
         self._add("start", arm, seconds=worker.start_seconds, command=command, environment=env)
 
     def _agreement(self, arm: Arm) -> None:
-        reference = self.bench.oracle.get(self.shape.name)
-        if reference is None or self.bench.results.of("agreement", model=self.shape.name, arm=arm.name):
+        reference = self.bench.oracle[self.shape.name]
+        if not reference or self.bench.results.of("agreement", model=self.shape.name, arm=arm.name):
             return
         timed = self.workers[arm].generate(agreement_prompts(self.shape.vocab), 1)
         self._add("agreement", arm, agree=agreeing([row[0][0] for row in timed], reference), of=len(reference))

@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rivals.rival import Places, call
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +70,9 @@ SHAPES = {
 }
 
 
-def prepare(shape: Shape, folder: Path) -> None:
+def prepare(shape: Shape, places: Places) -> None:
     """Make the checkpoint unless this version of it is there; the embedded model is copied."""
+    folder = places.checkpoint(shape.name)
     done = folder / ".version"
     if done.exists() and done.read_text() == VERSION:
         return
@@ -78,15 +82,21 @@ def prepare(shape: Shape, folder: Path) -> None:
 
         shutil.copytree(Path(tuili.__file__).parent / "embedded" / "target", folder)
     else:
-        folder.mkdir(parents=True)
-        _write(shape, folder)
+        # In a process of its own: the harness must not hold gigabytes while it measures.
+        call(Path(sys.executable), make, [shape.name, folder], places.log(f"make-{shape.name}"))
     done.write_text(VERSION)
 
 
-def _write(shape: Shape, folder: Path) -> None:
+def make(name: str, folder: str) -> None:
+    write(SHAPES[name], Path(folder))
+
+
+def write(shape: Shape, folder: Path) -> None:
+    """The files of a checkpoint."""
     import torch
     from safetensors.torch import save_file
 
+    folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(size, generator) for name, size in sizes(shape)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

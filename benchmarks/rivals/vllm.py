@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rivals.rival import Environment, Places, Session, Timed, Width, versions
+from rivals.rival import Environment, Places, Session, Timed, Width, call, versions
 from rivals.scenarios import MAX_LENGTH, MAX_REQUESTS
 
 #: As installed it cannot be imported: the plain torchvision of the index is built for CUDA.
@@ -58,7 +59,7 @@ class Engine:
         if not (made / ".done").exists():
             shutil.rmtree(made, ignore_errors=True)
             shutil.copytree(source, made)
-            quantize(source, made)
+            call(Path(sys.executable), quantize, [source, made], places.log(f"convert-{shape}-vllm-{width}"))
             (made / ".done").touch()
         return made
 
@@ -86,7 +87,7 @@ class Engine:
             max_num_seqs=MAX_REQUESTS,
             max_num_batched_tokens=MAX_REQUESTS * 128,
         )
-        return _Session(llm.llm_engine)
+        return _Session(llm)
 
 
 def preloaded(library: Path) -> list[str]:
@@ -96,10 +97,11 @@ def preloaded(library: Path) -> list[str]:
     return [str(path) for path in found if path]
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(checkpoint: str, made: str) -> None:
     """Every linear layer but the head to int8 by output channel, round to nearest."""
     from safetensors.torch import load_file, save_file
 
+    source, target = Path(checkpoint), Path(made)
     tensors: dict[str, Any] = {}
     for name, weight in load_file(source / "model.safetensors").items():
         if weight.ndim != 2 or "embed_tokens" in name or "lm_head" in name:
@@ -114,8 +116,8 @@ def quantize(source: Path, target: Path) -> None:
 
 
 class _Session:
-    def __init__(self, engine: Any):
-        self.engine, self.next = engine, 0
+    def __init__(self, llm: Any):
+        self.llm, self.engine, self.next = llm, llm.llm_engine, 0
 
     def generate(self, prompts: Sequence[list[int]], new: int) -> list[list[Timed]]:
         from vllm import SamplingParams

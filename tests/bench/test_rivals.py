@@ -62,10 +62,10 @@ def test_weights_of_the_shapes_are_those_of_the_models() -> None:
 
 def test_checkpoint_opens_in_transformers_and_every_id_has_a_text(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    from rivals.shapes import Shape, prepare
+    from rivals.shapes import Shape, write
 
     shape = Shape("tiny", "qwen3", 64, 2, 4, 2, 16, 96, 512, 1e6, 1.0)
-    prepare(shape, tmp_path / "tiny")
+    write(shape, tmp_path / "tiny")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "tiny")
     assert model.num_parameters() > shape.body + shape.head
