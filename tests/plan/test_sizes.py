@@ -3,6 +3,7 @@ KV pools, and published parameter counts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,6 +96,13 @@ def test_kv_is_the_pool_that_is_allocated(tiny: Tiny, case: str, dtype: str) -> 
     spec = open_checkpoint(tiny(case)).spec
     store = KVStore(spec.num_layers, 7, 16, spec.num_kv_heads, spec.head_dim, getattr(torch, dtype))
     assert pool_bytes(spec, 7, 16, dtype) == store.nbytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_odd_blocks_and_heads_are_padded_as_the_pool_pads_them(tiny: Tiny, dtype: str) -> None:
+    spec = replace(open_checkpoint(tiny("llama")).spec, head_dim=7)
+    store = KVStore(spec.num_layers, 3, 5, spec.num_kv_heads, 7, getattr(torch, dtype))
+    assert pool_bytes(spec, 3, 5, dtype) == store.nbytes
 
 
 def test_kv_read_by_a_step_stays_in_the_windows(tiny: Tiny) -> None:

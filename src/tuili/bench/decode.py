@@ -21,19 +21,23 @@ def decode_speed(
     output: int,
     repeats: int,
     working_set: int,
+    kind: str,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Tokens per second of ``concurrency`` requests of ``prompt`` + ``output`` tokens while all decode: medians over
-    ``repeats`` runs. Before each the bandwidth at ``working_set`` bytes is probed, by as many threads as compute."""
+    ``repeats`` runs. Before each, as many threads as compute probe the bandwidth at ``working_set`` bytes and the peak
+    of products of ``kind``."""
     assert engine.config.threads is not None
     work = fixed_random(concurrency, Span(prompt, prompt), Span(output, output), vocab=vocabulary(engine))
-    tpots, reads, how = [], [], ""
+    tpots, reads, peaks, how = [], [], [], ""
     for repeat in range(repeats + 1):
         with machine.team(engine.config.threads):
             rate, how = machine.read(working_set, 0.2)
+            peak = max(entry["per_second"] for entry in machine.multiply(kind, 0.05))
         outcome = offline.latency(engine, work, warmups=0, repeats=1)
         if repeat:  # the first run warms up
             reads.append(rate)
+            peaks.append(peak)
             tpots.append(outcome["tpot_ms"]["median"])
         tick()
     return {
@@ -44,5 +48,6 @@ def decode_speed(
         "read_per_second": reads,
         "probe": how,
         "bandwidth": median(reads),
+        "peak": median(peaks),
         "tokens_per_second": 1000 * concurrency / median(tpots),
     }

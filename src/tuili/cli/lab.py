@@ -93,7 +93,7 @@ def kernels(
     size: Annotated[str, typer.Option(help="INPUTSxOUTPUTS of the matrix.")] = "2048x8192",
     rows: Annotated[str, typer.Option(help="Rows to multiply.")] = "1,2,4,8,16,32,64,128,256,512,1024,2048",
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="all cores", min=1)] = None,
-    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001)] = 0.1,
+    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001)] = 0.2,
     cold_mib: Annotated[
         int, typer.Option(help="Memory that copies of the matrix fill; beyond the caches.", min=1)
     ] = 256,
@@ -145,6 +145,7 @@ def decode(
         str | None, typer.Option(help="Directory or hub id.", show_default="155 M random parameters, made here")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    quantization: Annotated[str, typer.Option(help="none, int8 or int4.")] = "none",
     concurrency: Annotated[str, typer.Option(help="Requests at a time: an arm each.")] = "1,8",
     prompt: Annotated[int, typer.Option(help="Prompt tokens.", min=1)] = 32,
     output: Annotated[int, typer.Option(help="Generated tokens.", min=2)] = 64,
@@ -163,7 +164,9 @@ def decode(
     widths = numbers(concurrency)
     with tempfile.TemporaryDirectory() as folder:
         name = model or str(write_random(Path(folder), SCALED))
-        config = Config(model=name, dtype=dtype, threads=threads, max_model_len=prompt + output)
+        config = Config(
+            model=name, dtype=dtype, quantization=quantization, threads=threads, max_model_len=prompt + output
+        )
         with counting("runs", len(widths) * (repeats + 1)) as tick:
             result = _decode(config, widths, prompt, output, repeats, tick)
     deliver(result | {"model": model or "random, 155 M"}, save_result, json_output, decode_table)
@@ -174,16 +177,22 @@ def _decode(config: Any, widths: list[int], prompt: int, output: int, repeats: i
     from tuili.bench.provenance import provenance
     from tuili.plan.memory import width_of
     from tuili.plan.model import open_spec
-    from tuili.plan.roofline import decode_step
+    from tuili.plan.roofline import decode_step, peak_kind
 
-    spec, width, found = open_spec(config.model), width_of(config.dtype), []
+    spec, found = open_spec(config.model), []
+    width = width_of(config.dtype if config.quantization == "none" else config.quantization)
     engine = arms.open_engine(config, max(widths))
     try:
         for count in widths:
             step = decode_step(spec, width, [prompt + output // 2] * count)
-            seen = decode.decode_speed(engine, count, prompt, output, repeats, step.bytes, tick)
-            predicted = step.rate(seen["bandwidth"])
-            figures = {"step_bytes": step.bytes, "predicted": predicted, "ratio": seen["tokens_per_second"] / predicted}
+            seen = decode.decode_speed(engine, count, prompt, output, repeats, step.bytes, peak_kind(width), tick)
+            predicted = step.rate(seen["bandwidth"], seen["peak"])
+            figures = {
+                "step_bytes": step.bytes,
+                "operations": step.operations,
+                "predicted": predicted,
+                "ratio": seen["tokens_per_second"] / predicted,
+            }
             found.append(seen | figures)
     finally:
         engine.close()

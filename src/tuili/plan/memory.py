@@ -10,10 +10,9 @@ from tuili.base.hardware import Hardware
 from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS, memory_of
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import GROUPS, Scheme
 
 WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
-GROUPS = (32, 64, 128)
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 

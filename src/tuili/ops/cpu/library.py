@@ -118,7 +118,7 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
     for name, struct in CALLS.items():
         call = getattr(library, f"tuili_{name}")
         call.argtypes, call.restype = [ctypes.POINTER(struct)], None
-    library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64], None
+    library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64, c_int64], None
     library.tuili_probe_multiply.argtypes, library.tuili_probe_multiply.restype = [c_int64, c_int64], c_int64
     library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(Call), c_int64], None
     library.tuili_isa.restype = ctypes.c_char_p

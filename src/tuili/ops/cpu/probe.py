@@ -11,6 +11,8 @@ from tuili.base.errors import ConfigError, nearest
 from tuili.ops.cpu import library as lib
 from tuili.ops.cpu.packed import Arena
 
+#: Bytes that one call reads at least, a small working set again and again: a call costs microseconds.
+LEAST = 32 << 20
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}
 
 
@@ -32,10 +34,12 @@ def read_bandwidth(bytes: int = 256 << 20, seconds: float = 0.3, memory: torch.T
     if memory is None:
         memory = Arena().empty((bytes,), torch.uint8).fill_(1)
 
+    rounds = max(1, LEAST // memory.nbytes)
+
     def rate() -> float:
         began = time.perf_counter()
-        lib.library.tuili_probe_read(memory.data_ptr(), memory.nbytes)  # type: ignore[union-attr]
-        return memory.nbytes / (time.perf_counter() - began)
+        lib.library.tuili_probe_read(memory.data_ptr(), memory.nbytes, rounds)  # type: ignore[union-attr]
+        return rounds * memory.nbytes / (time.perf_counter() - began)
 
     return _best(rate, seconds)
 

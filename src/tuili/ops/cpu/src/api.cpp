@@ -94,11 +94,13 @@ void tuili_set_threads(int threads) { pool_resize(threads); }
 int tuili_threads() { return pool_threads(); }
 void tuili_wake() { pool_wake(); }
 
-// Reads `bytes` once, by the team.
-void tuili_probe_read(const void* at, int64_t bytes) {
-    constexpr int64_t piece = 2 << 20;
+// Reads `bytes` by the team: once in pieces, or `rounds` times, each thread its own share, which stays in its cache.
+void tuili_probe_read(const void* at, int64_t bytes, int64_t rounds) {
+    int64_t piece = rounds == 1 ? 2 << 20 : up(up(bytes, pool_threads()), 512) * 512;
     parallel(up(bytes, piece), [&](int64_t p) {
-        kernels->probe_read((const char*)at + p * piece, std::min(piece, bytes - p * piece));
+        for (int64_t r = 0; r < rounds; r++) {
+            kernels->probe_read((const char*)at + p * piece, std::min(piece, bytes - p * piece));
+        }
     });
 }
 
