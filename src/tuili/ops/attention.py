@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from tuili.ops import samples
 from tuili.ops.kvcache import cached_keys, cached_values
-from tuili.ops.reference import ROW_TILE, softcap
+from tuili.ops.reference import ROW_TILE, rotate, softcap
 from tuili.ops.table import op
 
 #: Keys per tile. Part of the meaning: another value gives other last bits.
@@ -36,6 +36,7 @@ def write_kv(
     size, p = k_cache.shape[-2:]
     block, offset = slots // size, slots % size
     k_cache[block, :, :, offset] = F.pad(k, (0, -k.shape[-1] % p)).unflatten(-1, (-1, p))
+    p = v_cache.shape[-1]
     v_cache[block, :, offset // p, :, offset % p] = v
 
 
@@ -60,6 +61,22 @@ def write_kv_int8(
         scales[block, :, offset] = step
         codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8))
     write_kv.reference(codes[0], codes[1], k_cache, v_cache, slots)
+
+
+@op(samples.rotate_write_kv, tolerance=1e-5)
+def rotate_write_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """``rotate`` of ``q`` (returned) and ``k``, and ``write_kv`` of the rotated k and v, in one pass over memory."""
+    write_kv.reference(rotate.reference(k, cos, sin), v, k_cache, v_cache, slots)
+    return rotate.reference(q, cos, sin)
 
 
 @op(samples.paged_attention, tolerance=1e-5)

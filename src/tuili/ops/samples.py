@@ -59,6 +59,14 @@ def rms_norm() -> list[Sample]:
     ]
 
 
+def add_rms_norm() -> list[Sample]:
+    def args(g: torch.Generator, d: torch.dtype, rows: int, dim: int) -> tuple[Any, ...]:
+        return randn(g, rows, dim, dtype=d), randn(g, rows, dim, dtype=d), randn(g, dim, dtype=d), 1e-6
+
+    odd = each_dtype("odd", partial(args, rows=3, dim=37), offset=1.0)
+    return each_dtype("5x96", partial(args, rows=5, dim=96)) + odd
+
+
 def rotate() -> list[Sample]:
     def args(g: torch.Generator, dtype: torch.dtype, rotary: int, dim: int) -> tuple[Any, ...]:
         angle = torch.rand(5, rotary // 2, generator=g) * 6
@@ -147,6 +155,16 @@ def causal_attention() -> list[Sample]:
 
     plain = each_dtype("plain", qkv, scale=32**-0.5)
     return plain + each_dtype("window-softcap", qkv, scale=32**-0.5, window=7, softcap=15.0)
+
+
+def rotate_write_kv() -> list[Sample]:
+    def args(g: torch.Generator, d: torch.dtype, rotary: int) -> tuple[Any, ...]:
+        angle = torch.rand(5, rotary // 2, generator=g) * 6
+        _, *cache, _, _, _ = paged(g, d, [1], [48], 2, 2, 32)
+        new = [randn(g, 5, heads, 32, dtype=d) for heads in (6, 2, 2)]
+        return *new, angle.cos(), angle.sin(), *cache, torch.randperm(48, generator=g)[:5]
+
+    return [s for dim in (32, 24) for s in each_dtype(f"rotary{dim}", partial(args, rotary=dim))]
 
 
 def write_kv(int8: bool = False) -> list[Sample]:
