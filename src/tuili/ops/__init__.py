@@ -3,9 +3,11 @@
 from tuili.ops.attention import (
     causal_attention,
     paged_attention,
+    paged_attention_fp8,
     paged_attention_int8,
     rotate_write_kv,
     write_kv,
+    write_kv_fp8,
     write_kv_int8,
 )
 from tuili.ops.reference import add, add_rms_norm, embedding, gated, linear, rms_norm, rotate, scale, softcap
@@ -29,6 +31,7 @@ __all__ = [
     "logprobs",
     "op",
     "paged_attention",
+    "paged_attention_fp8",
     "paged_attention_int8",
     "rms_norm",
     "rotate",
@@ -38,5 +41,6 @@ __all__ = [
     "table",
     "use",
     "write_kv",
+    "write_kv_fp8",
     "write_kv_int8",
 ]

@@ -179,3 +179,23 @@ def write_kv(int8: bool = False) -> list[Sample]:
 
 def write_kv_int8() -> list[Sample]:
     return write_kv(int8=True)
+
+
+def _as_fp8(samples: list[Sample]) -> list[Sample]:
+    """With the codes of int8 caches as float8."""
+
+    def change(g: torch.Generator, sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = sample.make(g)
+        int8 = [isinstance(a, torch.Tensor) and a.dtype == torch.int8 for a in args]
+        fp8 = torch.float8_e4m3fn
+        return tuple(a.float().to(fp8) if codes else a for a, codes in zip(args, int8, strict=True)), kwargs
+
+    return [Sample(sample.name, partial(change, sample=sample)) for sample in samples]
+
+
+def paged_attention_fp8() -> list[Sample]:
+    return _as_fp8(paged_attention_int8())
+
+
+def write_kv_fp8() -> list[Sample]:
+    return _as_fp8(write_kv_int8())

@@ -9,6 +9,6 @@ from tuili.ops.triton import layouts  # noqa: F401 (declares its ops)
 from tuili.ops.triton.about import FAST, INVARIANT, Description, describe
 
 if describe().usable:
-    from tuili.ops.triton import attention, cache, products, rowwise  # noqa: F401 (registers them)
+    from tuili.ops.triton import attention, cache, products, rowwise, sampling  # noqa: F401 (registers them)
 
 __all__ = ["FAST", "INVARIANT", "Description", "describe"]

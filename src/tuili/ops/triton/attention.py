@@ -8,12 +8,14 @@ Which request a tile belongs to is found on the device, and nothing about the le
 on shapes alone, so that it can be captured.
 
 Masked keys change nothing, bit for bit: they add exact zeros, and the running maximum stays. So the bits of a row
-depend on the tile's shape and on where the keys are split, never on the other rows.
+depend on the tile's shape and on where the keys are split, never on the other rows. ``triton_invariant`` fixes both:
+one tile for prefill and decode, partitions at absolute positions, merged in order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -320,6 +322,33 @@ def invariant_tiling(n: int, requests: int, group: int, dim: int, capacity: int)
     rows = max(16 if dim > 128 else 32, pad(group))
     splits = -(-capacity // PARTITION) if n == requests else 1
     return Tiling(rows, 64 if dim <= 128 else 32, splits, 4, 2)
+
+
+def _over_codes(invariant: bool) -> Any:
+    """The ops on caches of 8 bits: what is in them has a scale per token and head."""
+
+    def paged_attention_codes(
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        k_scales: torch.Tensor,
+        v_scales: torch.Tensor,
+        block_table: torch.Tensor,
+        query_start: torch.Tensor,
+        context_len: torch.Tensor,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        batch = block_table, query_start, context_len
+        return attend(q, (k_cache, v_cache), (k_scales, v_scales), batch, scale, window, softcap, invariant)
+
+    return paged_attention_codes
+
+
+for _kind in ("int8", "fp8"):
+    implement(f"paged_attention_{_kind}", FAST)(_over_codes(False))
+    implement(f"paged_attention_{_kind}", INVARIANT)(_over_codes(True))
 
 
 @implement("paged_attention", FAST)

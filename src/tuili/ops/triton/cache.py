@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tuili.ops.triton.language import cast
+from tuili.ops.attention import LARGEST
+from tuili.ops.triton.language import cast, whole
 from tuili.ops.triton.rowwise import both, dense_last, pad, rotate_row, rotation, turned, warps
 
 
@@ -40,6 +41,11 @@ def value_places(cache: torch.Tensor) -> Places:
 
 def block_size(k_cache: torch.Tensor) -> int:
     return k_cache.shape[3]
+
+
+def cache_shapes(blocks: int, size: int, kv_heads: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the caches that a card reads best: a key or value is a row, the tokens of a block and head lie together."""
+    return (blocks, kv_heads, 1, size, dim), (blocks, kv_heads, size, dim, 1)
 
 
 @triton.jit
@@ -95,6 +101,84 @@ def write_kv(
         _write_kv[(n,)](
             *(k, v, k_cache, v_cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
             **_sizes(k_cache, v_cache, heads),
+            DIM=dim,
+            PADDED=pad(dim),
+            num_warps=warps(2 * pad(heads) * pad(dim)),
+        )
+
+
+@triton.jit
+def _rounded(wide, LARGEST: tl.constexpr, dtype: tl.constexpr):
+    """Heads [heads, dim] as codes, and their steps [heads]."""
+    step = tl.div_rn(tl.max(tl.abs(wide), 1), LARGEST)
+    exact = tl.div_rn(wide, tl.maximum(step, 1.1754943508222875e-38)[:, None])
+    if dtype == tl.int8:
+        exact = whole(exact)
+    return cast(exact, dtype), step
+
+
+@triton.jit
+def _write_codes(
+    k,
+    v,
+    k_cache,
+    v_cache,
+    k_scales,
+    v_scales,
+    slots,
+    k_row,
+    k_head,
+    v_row,
+    v_head,
+    s_block,
+    s_head,
+    k_strides,
+    v_strides,
+    LARGEST: tl.constexpr,
+    K_PACK: tl.constexpr,
+    V_PACK: tl.constexpr,
+    SIZE: tl.constexpr,
+    HEADS: tl.constexpr,
+    PADDED_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.load(slots + row).to(tl.int64)
+    page, slot = place // SIZE, place % SIZE
+    heads = tl.arange(0, PADDED_HEADS)
+    head, at = heads[:, None], tl.arange(0, PADDED)[None, :]
+    inside = (head < HEADS) & (at < DIM)
+    steps = page * s_block + heads * s_head + slot
+    wide = tl.load(k + row * k_row + head * k_head + at, mask=inside, other=0).to(tl.float32)
+    codes, step = _rounded(wide, LARGEST, k_cache.dtype.element_ty)
+    tl.store(k_cache + key_place(page, slot, head, at, k_strides, K_PACK), codes, mask=inside)
+    tl.store(k_scales + steps, step, mask=heads < HEADS)
+    wide = tl.load(v + row * v_row + head * v_head + at, mask=inside, other=0).to(tl.float32)
+    codes, step = _rounded(wide, LARGEST, v_cache.dtype.element_ty)
+    tl.store(v_cache + value_place(page, slot, head, at, v_strides, V_PACK), codes, mask=inside)
+    tl.store(v_scales + steps, step, mask=heads < HEADS)
+
+
+@both("write_kv_int8")
+@both("write_kv_fp8")
+def write_kv_codes(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    k, v = dense_last(k), dense_last(v)
+    n, heads, dim = k.shape
+    if n:
+        _write_codes[(n,)](
+            *(k, v, k_cache, v_cache, k_scales, v_scales, slots),
+            *(k.stride(0), k.stride(1), v.stride(0), v.stride(1), k_scales.stride(0), k_scales.stride(1)),
+            **_sizes(k_cache, v_cache, heads),
+            LARGEST=LARGEST[k_cache.dtype],
             DIM=dim,
             PADDED=pad(dim),
             num_warps=warps(2 * pad(heads) * pad(dim)),
