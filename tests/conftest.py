@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Triton's kernels run on the CPU, interpreted; `make gpu-check` says 0, and runs them on the card.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tuili import ops
+from tuili.ops import triton
 from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.samples import paged, randn
 
@@ -26,10 +27,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 # Every implementation against its reference ---------------------------------------------------------------------------
 
+#: A kernel may serve several backends.
 IMPLEMENTATIONS = [
     pytest.param(entry, backend, sample, id=f"{entry.name}-{backend}-{sample.name}")
     for entry in ops.table.values()
-    for backend in entry.implementations
+    for backend in {function: name for name, function in reversed(entry.implementations.items())}.values()
     for sample in entry.samples()
 ]
 
@@ -51,6 +53,13 @@ def test_implementation_equals_reference(entry: ops.Op, backend: str, sample: op
         scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
         assert float((have - want).abs().max()) <= max(entry.tolerance, loose) * scale
         assert torch.isfinite(have).all()
+
+
+def test_triton_is_among_the_implementations() -> None:
+    if not triton.describe().usable:
+        pytest.skip(triton.describe().why)
+    for name in ("linear", "paged_attention", "write_kv", "rms_norm", "rotate", "gated", "embedding"):
+        assert {triton.FAST, triton.INVARIANT} <= set(ops.table[name].implementations), name
 
 
 def test_samples_cover_both_dtypes() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from tuili.ops import samples
 from tuili.ops.kvcache import cached_keys, cached_values
-from tuili.ops.reference import ROW_TILE, softcap
+from tuili.ops.reference import ROW_TILE, rotate, softcap
 from tuili.ops.table import op
 
 #: Keys per tile. Part of the meaning: another value gives other last bits.
@@ -23,6 +23,8 @@ KEY_TILE = 64
 QUERY_SLICE = 256
 #: Smallest step of int8 keys and values that is divided by: a head of zeros has step 0.
 TINY = torch.finfo(torch.float32).tiny
+#: Largest magnitude of a code.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 @op(samples.write_kv)
@@ -36,6 +38,7 @@ def write_kv(
     size, p = k_cache.shape[-2:]
     block, offset = slots // size, slots % size
     k_cache[block, :, :, offset] = F.pad(k, (0, -k.shape[-1] % p)).unflatten(-1, (-1, p))
+    p = v_cache.shape[-1]
     v_cache[block, :, offset // p, :, offset % p] = v
 
 
@@ -60,6 +63,42 @@ def write_kv_int8(
         scales[block, :, offset] = step
         codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8))
     write_kv.reference(codes[0], codes[1], k_cache, v_cache, slots)
+
+
+@op(samples.write_kv_fp8)
+def write_kv_fp8(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """As ``write_kv_int8``, into caches of float8 E4M3: the largest value of a head is 448 steps."""
+    block, offset = slots // k_scales.shape[-1], slots % k_scales.shape[-1]
+    codes = []
+    for x, scales in ((k, k_scales), (v, v_scales)):
+        step = x.float().abs().amax(-1) / LARGEST[k_cache.dtype]
+        scales[block, :, offset] = step
+        codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).to(k_cache.dtype).view(torch.int8))
+    write_kv.reference(codes[0], codes[1], k_cache.view(torch.int8), v_cache.view(torch.int8), slots)
+
+
+@op(samples.rotate_write_kv, tolerance=1e-5)
+def rotate_write_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """``rotate`` of ``q`` (returned) and ``k``, and ``write_kv`` of the rotated k and v, in one pass over memory."""
+    write_kv.reference(rotate.reference(k, cos, sin), v, k_cache, v_cache, slots)
+    return rotate.reference(q, cos, sin)
 
 
 @op(samples.paged_attention, tolerance=1e-5)
@@ -111,6 +150,30 @@ def paged_attention_int8(
         keys, values = cached_keys(k_cache, blocks, q.shape[-1]), cached_values(v_cache, blocks, size)
         k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
         return keys * k_steps, values * v_steps
+
+    return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
+
+
+@op(samples.paged_attention_fp8, tolerance=1e-4)
+def paged_attention_fp8(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """``paged_attention`` over what ``write_kv_fp8`` stored."""
+    size, keys, values = k_cache.shape[-2], k_cache.float(), v_cache.float()
+
+    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
+        return cached_keys(keys, blocks, q.shape[-1]) * k_steps, cached_values(values, blocks, size) * v_steps
 
     return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
 

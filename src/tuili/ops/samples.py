@@ -59,6 +59,14 @@ def rms_norm() -> list[Sample]:
     ]
 
 
+def add_rms_norm() -> list[Sample]:
+    def args(g: torch.Generator, d: torch.dtype, rows: int, dim: int) -> tuple[Any, ...]:
+        return randn(g, rows, dim, dtype=d), randn(g, rows, dim, dtype=d), randn(g, dim, dtype=d), 1e-6
+
+    odd = each_dtype("odd", partial(args, rows=3, dim=37), offset=1.0)
+    return each_dtype("5x96", partial(args, rows=5, dim=96)) + odd
+
+
 def rotate() -> list[Sample]:
     def args(g: torch.Generator, dtype: torch.dtype, rotary: int, dim: int) -> tuple[Any, ...]:
         angle = torch.rand(5, rotary // 2, generator=g) * 6
@@ -149,6 +157,16 @@ def causal_attention() -> list[Sample]:
     return plain + each_dtype("window-softcap", qkv, scale=32**-0.5, window=7, softcap=15.0)
 
 
+def rotate_write_kv() -> list[Sample]:
+    def args(g: torch.Generator, d: torch.dtype, rotary: int) -> tuple[Any, ...]:
+        angle = torch.rand(5, rotary // 2, generator=g) * 6
+        _, *cache, _, _, _ = paged(g, d, [1], [48], 2, 2, 32)
+        new = [randn(g, 5, heads, 32, dtype=d) for heads in (6, 2, 2)]
+        return *new, angle.cos(), angle.sin(), *cache, torch.randperm(48, generator=g)[:5]
+
+    return [s for dim in (32, 24) for s in each_dtype(f"rotary{dim}", partial(args, rotary=dim))]
+
+
 def write_kv(int8: bool = False) -> list[Sample]:
     def args(g: torch.Generator, d: torch.dtype, block_size: int) -> tuple[Any, ...]:
         new = [randn(g, 21, 2, 24, dtype=d) for _ in range(2)]
@@ -161,3 +179,23 @@ def write_kv(int8: bool = False) -> list[Sample]:
 
 def write_kv_int8() -> list[Sample]:
     return write_kv(int8=True)
+
+
+def _as_fp8(samples: list[Sample]) -> list[Sample]:
+    """With the codes of int8 caches as float8."""
+
+    def change(g: torch.Generator, sample: Sample) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = sample.make(g)
+        int8 = [isinstance(a, torch.Tensor) and a.dtype == torch.int8 for a in args]
+        fp8 = torch.float8_e4m3fn
+        return tuple(a.float().to(fp8) if codes else a for a, codes in zip(args, int8, strict=True)), kwargs
+
+    return [Sample(sample.name, partial(change, sample=sample)) for sample in samples]
+
+
+def paged_attention_fp8() -> list[Sample]:
+    return _as_fp8(paged_attention_int8())
+
+
+def write_kv_fp8() -> list[Sample]:
+    return _as_fp8(write_kv_int8())
