@@ -254,6 +254,53 @@ def latency(
     deliver(result, save_result, json_output, latency_table)
 
 
+@app.command("accuracy")
+@takes_config(*ENGINE_GROUPS, model_argument=False)
+def accuracy(
+    settings: Settings,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Plain text, or JSON lines with text and prompt.", show_default="held-out stories"),
+    ] = None,
+    widths: Annotated[str, typer.Option(help="Widths to compare with float32, by commas.")] = "all",
+    num_documents: Annotated[int, typer.Option(help="Documents of --text to use.", min=1)] = 60,
+    save_result: SaveOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """What each width of the weights costs: perplexity and divergence from float32 on text; --model's."""
+    log.setup(default="ERROR")
+    from tuili.bench import accuracy
+
+    documents, chosen = accuracy.read_documents(text, num_documents), accuracy.widths_of(widths)
+    with counting("documents", len(documents) * len({"float32"} | chosen.keys())) as tick:
+        result = accuracy.measure(settings.config, documents, chosen, tick)
+    deliver(result, save_result, json_output, accuracy_table)
+    if save_result is not None:
+        save_result.with_suffix(".md").write_text(accuracy.markdown(result))
+
+
+def accuracy_table(console: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from tuili.bench.accuracy import cells
+
+    columns = (
+        "width",
+        "weights MB",
+        "bits/weight",
+        "perplexity",
+        "x float32",
+        "KL mean",
+        "95 % CI",
+        "KL p99",
+        "same 1st",
+    )
+    table = Table(*columns, box=None, header_style="bold")
+    for row in cells(result):
+        table.add_row(*row)
+    console.print(table)
+
+
 def _fitted(source: Source, engine: Any) -> Source:
     """The source with the engine's vocabulary and no longer than its context."""
     from tuili.bench.arms import vocabulary
