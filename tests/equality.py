@@ -69,10 +69,9 @@ KERNELS, EAGER = "+cpu", "+cpu+eager"
 ON_KERNELS = [name + KERNELS for name in SPECS] if cpu.describe().built else []
 EAGERLY = [name + EAGER for name in SPECS] if cpu.describe().built else []
 #: The same with rounded weights, by ``--quantization``: on kernels where there are some.
-QUANTIZED = [
-    f"{spec}{KERNELS if ON_KERNELS else ''}+{quantization}"
-    for spec, quantization in (("llama-bf16", "int8"), ("gemma-f32", "int4"))
-]
+ON_BEST = KERNELS if ON_KERNELS else ""
+QUANTIZED = [f"llama-bf16{ON_BEST}+int8", f"gemma-f32{ON_BEST}+int4"]
+WEIGHT_ONLY = [f"qwen3-f32{ON_BEST}+int8_weight_only", f"phi-bf16{ON_BEST}+int4_weight_only"]
 
 
 def backend(name: str) -> AbstractContextManager[None]:

@@ -35,6 +35,9 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "int4 g64": {"quantization": "int4", "quantization_group_size": 64},
     "int4 g128": {"quantization": "int4", "quantization_group_size": 128},
     "int4 weight-only": {"quantization": "int4_weight_only", "quantization_group_size": 32},
+    "bfloat16 + int8 KV": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
+    "int8 + int8 KV": {"quantization": "int8", "kv_cache_dtype": "int8"},
+    "int4 g32 + int8 KV": {"quantization": "int4", "quantization_group_size": 32, "kv_cache_dtype": "int8"},
 }
 #: Scores are compared this many rows at a time: bounds memory at large vocabularies.
 ROWS = 128
@@ -60,7 +63,7 @@ class Judged:
 
 
 def read_documents(path: Path | None, limit: int) -> list[Document]:
-    """Lines of JSON with ``text`` and, optionally, ``prompt``; or a whole file of plain text. ConfigError if neither."""
+    """Lines of JSON with ``text`` and perhaps ``prompt``, or a whole file of plain text. ConfigError if neither."""
     if path is None and not STORIES.is_file():
         raise ConfigError("no text to judge by; give a file with --text (plain text, or JSON lines with 'text')")
     path = path or STORIES
@@ -102,7 +105,7 @@ def measure(
         rows = [row for document in documents for row in encode(reference, document)]
         truth = [_hidden(reference, ids) for ids, _ in rows]
         arms: list[dict[str, Any]] = []
-        for name, changes in ({"float32": {}} | widths).items():
+        for name, changes in ({"float32": {}, **widths}).items():
             engine = reference if name == "float32" else _open(config, changes)
             judged = []
             for (ids, first), hidden in zip(rows, truth, strict=True):
@@ -125,7 +128,7 @@ def _open(config: Config, changes: dict[str, Any]) -> TextEngine:
     from tuili.engine.client import InlineClient
 
     longest = config.max_model_len or 1024
-    plain = {"quantization": "none", "quantization_group_size": None, "max_num_seqs": 1}
+    plain = {"quantization": "none", "quantization_group_size": None, "kv_cache_dtype": "auto", "max_num_seqs": 1}
     sizes = {"max_num_batched_tokens": longest, "kv_cache_memory_bytes": None, "enable_prefix_caching": False}
     return build(config.with_(**(plain | sizes | {"max_model_len": longest} | changes)), None, InlineClient)
 
@@ -211,15 +214,17 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Accuracy of the widths",
         "",
-        f"Measured {origin['date']} with {origin['config']['model']} on {text['documents']} documents, {text['tokens']} "
-        f"judged tokens (sha256 `{text['sha256'][:12]}`), {origin['machine']['cpu']}, commit `{commit['id'][:12]}`"
+        f"Measured {origin['date']} with {origin['config']['model']} on {text['documents']} documents, "
+        f"{text['tokens']} judged tokens (sha256 `{text['sha256'][:12]}`), {origin['machine']['cpu']}, commit "
+        f"`{commit['id'][:12]}`"
         f"{' with local changes' if commit['dirty'] else ''}. KL divergence in nats from float32's next-token "
         "distribution; its interval is over documents. Weights as stored, scales and padding included.",
         "",
         "| width | weights MB | bits/weight | perplexity | x float32 | KL mean | 95 % CI | KL p99 | same first token |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells(report))]) + "\n"
+    lines += ["| " + " | ".join(row) + " |" for row in cells(report)]
+    return "\n".join(lines) + "\n"
 
 
 def cells(report: dict[str, Any]) -> list[list[str]]:

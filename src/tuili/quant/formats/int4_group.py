@@ -6,10 +6,9 @@ from __future__ import annotations
 import torch
 
 from tuili.base.errors import ConfigError
-from tuili.ops.cpu import Arena, int4_linear
+from tuili.ops.cpu import Arena, int4_linear, int4_weight_linear
 from tuili.ops.cpu.integer import by_output, by_tile, pack_int4, unpack_int4
 from tuili.ops.cpu.store import int4_embedding, int4_floats, store_int4
-from tuili.ops.reference import linear
 from tuili.quant.scheme import GROUPS, TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
 
@@ -50,10 +49,8 @@ class Int4:
         return int4_floats(codes, scales, zeros, weight.into, weight.dtype)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if weight.scheme.weight_only:
-            return linear.reference(x, self.dequant(weight), bias)
-        t = weight.tensors
-        return int4_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
+        linear, t = int4_weight_linear if weight.scheme.weight_only else int4_linear, weight.tensors
+        return linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors

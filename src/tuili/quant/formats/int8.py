@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tuili.ops.cpu import Arena, int8_linear
+from tuili.ops.cpu import Arena, int8_linear, int8_weight_linear
 from tuili.ops.cpu.integer import pack_int8, unpack_int8
 from tuili.ops.cpu.store import int8_embedding, store_int8
-from tuili.ops.reference import linear
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
 
@@ -35,9 +34,8 @@ class Int8:
         return (codes * weight.tensors["scales"].unsqueeze(1)).to(weight.dtype)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        if weight.scheme.weight_only:
-            return linear.reference(x, self.dequant(weight), bias)
-        return int8_linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
+        linear = int8_weight_linear if weight.scheme.weight_only else int8_linear
+        return linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         return int8_embedding(ids, weight.tensors["tiles"], weight.tensors["scales"], weight.into, weight.dtype)
