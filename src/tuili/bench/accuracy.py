@@ -41,6 +41,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }
 #: Scores are compared this many rows at a time: bounds memory at large vocabularies.
 ROWS = 128
+#: Tokens at once, where ``--max-model-len`` does not say and the model can.
+LONGEST = 1024
 #: Held-out stories (see benchmarks/data/README.md); in a checkout only.
 STORIES = Path(tuili.__file__).parents[2] / "benchmarks" / "data" / "stories.jsonl"
 
@@ -100,6 +102,10 @@ def measure(
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Every width's figures on ``documents``; float32's always come first. ``tick``: once per width and document."""
+    from tuili.models.checkpoint import open_checkpoint
+
+    longest = open_checkpoint(config.model, config.revision).spec.max_model_len
+    config = config.with_(max_model_len=config.max_model_len or min(LONGEST, longest))
     reference = _open(config, WIDTHS["float32"])
     try:
         rows = [row for document in documents for row in encode(reference, document)]
@@ -127,10 +133,9 @@ def _open(config: Config, changes: dict[str, Any]) -> TextEngine:
     from tuili.engine.build import build
     from tuili.engine.client import InlineClient
 
-    longest = config.max_model_len or 1024
     plain = {"quantization": "none", "quantization_group_size": None, "kv_cache_dtype": "auto", "max_num_seqs": 1}
-    sizes = {"max_num_batched_tokens": longest, "kv_cache_memory_bytes": None, "enable_prefix_caching": False}
-    return build(config.with_(**(plain | sizes | {"max_model_len": longest} | changes)), None, InlineClient)
+    sizes = {"max_num_batched_tokens": config.max_model_len, "kv_cache_memory_bytes": None}
+    return build(config.with_(**(plain | sizes | changes)), None, InlineClient)
 
 
 def encode(engine: TextEngine, document: Document) -> list[tuple[list[int], int]]:

@@ -284,20 +284,10 @@ def accuracy_table(console: Any, result: dict[str, Any]) -> None:
 
     from tuili.bench.accuracy import cells
 
-    columns = (
-        "width",
-        "weights MB",
-        "bits/weight",
-        "perplexity",
-        "x float32",
-        "KL mean",
-        "95 % CI",
-        "KL p99",
-        "same 1st",
-    )
+    columns = ("width", "MB", "bits", "perplexity", "x float32", "KL mean", "KL p99", "same first")
     table = Table(*columns, box=None, header_style="bold")
     for row in cells(result):
-        table.add_row(*row)
+        table.add_row(*row[:6], *row[7:])
     console.print(table)
 
 
