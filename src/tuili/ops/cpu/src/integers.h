@@ -17,6 +17,7 @@ inline I high_codes(I w) { return {_mm512_and_si512(_mm512_srli_epi16(w.v, 4), _
 inline I dot8(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 inline I dot4(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 inline I minus(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I plus(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I either(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline I differ(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
@@ -25,6 +26,8 @@ template <int N> inline I down(I a) { return {_mm512_srli_epi32(a.v, N)}; }
 inline I bits(F x) { return {_mm512_castps_si512(x.v)}; }
 inline void keep(void* p, I x) { _mm512_storeu_si512(p, x.v); }
 inline I times(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+// a * b of lanes in which a is below 2^15 and b fits 16 bits, signed.
+inline I times_half(I a, I b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 inline I widen_bytes(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
 inline F floats(I x) { return {_mm512_cvtepi32_ps(x.v)}; }
 // What leaves a loop leaves it in one register: gcc 12 else keeps a second copy of every sum, on the stack.
@@ -56,6 +59,7 @@ inline __m256i dot8(__m256i sum, __m256i w, __m256i x) {
 inline I dot8(I sum, I w, I x) { return {dot8(sum.a, w.a, x.a), dot8(sum.b, w.b, x.b)}; }
 inline I dot4(I sum, I w, I x) { return {dot4(sum.a, w.a, x.a), dot4(sum.b, w.b, x.b)}; }
 inline I minus(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+inline I plus(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I both(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 inline I either(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 inline I differ(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
@@ -66,6 +70,7 @@ inline void keep(void* p, I x) {
     _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)((char*)p + 32), x.b);
 }
 inline I times(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+inline I times_half(I x, I y) { return {_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)}; }
 inline I widen_bytes(const uint8_t* p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
 }

@@ -7,9 +7,9 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int COLUMNS4 = 2, ROWS4 = 6;
+constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 12;
 #else
-constexpr int COLUMNS4 = 1, ROWS4 = 3;
+constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
 #endif
 
 template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t rows) {
@@ -46,21 +46,27 @@ template <class T, int M, int N> void finish(const QuantizedArgs& a, F (&sum)[M]
     }
 }
 
-template <class T, int M, int N> void eight(const QuantizedArgs& a, int64_t row, int64_t tile) {
+// S sums per (row, output), of every S-th step: exact, so they may be added in any order.
+template <class T, int M, int N, int S = 1> void eight(const QuantizedArgs& a, int64_t row, int64_t tile) {
     int64_t wide = padded(a), tile_bytes = wide * TILE;
     const uint8_t* w = (const uint8_t*)a.weight + tile * tile_bytes;
     const int8_t* x = a.values + row * wide;
-    I sum[M][N];
-    EACH(m, M)
+    I sum[S * M][N];
+    EACH(m, (S * M))
         EACH(n, N) sum[m][n] = nothing();
-    for (int64_t k = 0; k < wide; k += 4) {
-        I b[N];
-        EACH(n, N) b[n] = bytes(w + n * tile_bytes + k * TILE);
-        EACH(m, M) {
-            I v = four(word(x + m * wide + k));
-            EACH(n, N) sum[m][n] = dot8(sum[m][n], b[n], v);
+    for (int64_t k = 0; k < wide; k += 4 * S) {
+        EACH(s, S) {
+            int64_t at = S == 1 ? k : least(k + 4 * s, wide - 4);
+            I b[N];
+            EACH(n, N) b[n] = bytes(w + n * tile_bytes + at * TILE);
+            EACH(m, M) {
+                I v = four(S == 1 || k + 4 * s < wide ? word(x + m * wide + at) : 0);
+                EACH(n, N) sum[s * M + m][n] = dot8(sum[s * M + m][n], b[n], v);
+            }
         }
     }
+    for (int s = 1; s < S; s++)
+        EACH(m, M) EACH(n, N) sum[m][n] = plus(sum[m][n], sum[s * M + m][n]);
     EACH(m, M) EACH(n, N) settle(sum[m][n]);
     F out[M][N];
     EACH(n, N) {
@@ -82,9 +88,16 @@ template <class T, int M, int N> void nibbles(const QuantizedArgs& a, int64_t ro
     EACH(m, M)
         EACH(n, N) out[m][n] = zero();
     for (int64_t g = 0; g < count; g++) {
-        I sum[M][N];
-        EACH(m, M)
-            EACH(n, N) sum[m][n] = nothing();
+        I sum[M][N];  // begin with what the offset adds, negated
+        const int32_t* total = a.sums + row * count + g;
+        if (a.zeros) {
+            EACH(n, N) {
+                I offset = widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE);
+                EACH(m, M) sum[m][n] = times_half(offset, four(-total[m * count]));
+            }
+        } else {
+            EACH(m, M) EACH(n, N) sum[m][n] = four(-8 * total[m * count]);
+        }
         for (int64_t k = g * a.group; k < (g + 1) * a.group; k += 8) {
             I lo[N], hi[N];
             EACH(n, N) {
@@ -97,13 +110,8 @@ template <class T, int M, int N> void nibbles(const QuantizedArgs& a, int64_t ro
             }
         }
         EACH(n, N) {
-            int64_t at = ((tile + n) * count + g) * TILE;
-            F scale = load_half((const uint16_t*)a.scales + at);
-            I offset = a.zeros ? widen_bytes((const uint8_t*)a.zeros + at) : four(8);
-            EACH(m, M) {
-                I exact = minus(sum[m][n], times(offset, four(a.sums[(row + m) * count + g])));
-                out[m][n] = fma(floats(exact), scale, out[m][n]);
-            }
+            F scale = load_half((const uint16_t*)a.scales + ((tile + n) * count + g) * TILE);
+            EACH(m, M) out[m][n] = fma(floats(sum[m][n]), scale, out[m][n]);
         }
     }
     EACH(m, M)
@@ -111,13 +119,17 @@ template <class T, int M, int N> void nibbles(const QuantizedArgs& a, int64_t ro
     finish<T>(a, out, row, tile);
 }
 
+// Few rows wait for memory, which is read fastest tile by tile.
 template <class T, int M> void columns(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+    constexpr bool FEW = M <= 3;
     int64_t n = 0;
     if (a.bits == 8) {
-        for (; n + COLUMNS <= tiles; n += COLUMNS) eight<T, M, COLUMNS>(a, row, tile + n);
+        constexpr int N = FEW ? 1 : COLUMNS, S = FEW ? SUMS / M : 1;
+        for (; n + N <= tiles; n += N) eight<T, M, N, S>(a, row, tile + n);
         for (; n < tiles; n++) eight<T, M, 1>(a, row, tile + n);
     } else if constexpr (M <= ROWS4) {
-        for (; n + COLUMNS4 <= tiles; n += COLUMNS4) nibbles<T, M, COLUMNS4>(a, row, tile + n);
+        constexpr int N = FEW ? 1 : COLUMNS4;
+        for (; n + N <= tiles; n += N) nibbles<T, M, N>(a, row, tile + n);
         for (; n < tiles; n++) nibbles<T, M, 1>(a, row, tile + n);
     }
 }
