@@ -32,7 +32,8 @@ def main() -> None:
     # So that ``finally`` ends the workers when the harness is told to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     places = Places(options.cache.expanduser().resolve())
-    folder = options.out or results_folder()
+    # Short scenarios must never mix with real figures.
+    folder = options.out or (places.root / "quick" if options.quick else results_folder())
     results = Results(folder / "raw.jsonl", {places.root: "CACHE", REPOSITORY: ".", Path.home(): "~"})
     shapes, chosen = [SHAPES[name] for name in options.models], arms(options.arms)
     if not options.report_only:
