@@ -36,7 +36,13 @@ class Engine:
             return made
         shutil.rmtree(made, ignore_errors=True)
         python = EXPORT.make(places)
-        command = [python.with_name("optimum-cli"), "export", "openvino", "--model", places.checkpoint(shape)]
+        command: list[str | Path] = [
+            python.with_name("optimum-cli"),
+            "export",
+            "openvino",
+            "--model",
+            places.checkpoint(shape),
+        ]
         command += ["--task", "text-generation-with-past", "--weight-format", width]
         if width == "int4" and SHAPES[shape].hidden % GROUP:
             command += ["--group-size", "32"]

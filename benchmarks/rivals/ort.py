@@ -33,7 +33,13 @@ class Engine:
             return made
         shutil.rmtree(made, ignore_errors=True)
         log = places.log(f"convert-{shape}-ort-{width}")
-        command = [EXPORT.make(places), "-m", "onnxruntime_genai.models.builder", "-i", places.checkpoint(shape)]
+        command: list[str | Path] = [
+            EXPORT.make(places),
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            places.checkpoint(shape),
+        ]
         command += ["-o", made, "-p", width, "-e", "cpu", "-c", places.root / "builder-cache"]
         shell(
             [*command, "--extra_options", "int4_accuracy_level=4", "int4_block_size=32"], log, {"HF_HUB_OFFLINE": "1"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 #: Modules of this package with a class ``Engine``, in the order of the tables.
 RIVALS = ("tuili", "llamacpp", "vllm", "openvino", "ort", "hf")
@@ -74,8 +74,11 @@ class Rival(Protocol):
     """One engine. ``install`` and ``convert`` run in the harness and do nothing when it is done already; ``load`` runs
     in the worker. All may raise Unavailable."""
 
-    name: ClassVar[str]
-    widths: ClassVar[tuple[Width, ...]]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def widths(self) -> tuple[Width, ...]: ...
 
     def install(self, places: Places) -> dict[str, str]:
         """The versions of what runs."""

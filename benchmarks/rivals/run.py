@@ -24,7 +24,7 @@ from rivals.shapes import Shape
 from tuili.bench.statistics import median
 
 #: A measurement repeats short generations until this much time went by.
-MEASURE_SECONDS = 1.0
+MEASURE_SECONDS = 0.5
 MOST_REPEATS = 10
 #: A shape that only takes left-over time is begun when this much is left for each of its arms.
 LEAST_SECONDS = 30.0

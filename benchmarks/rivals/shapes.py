@@ -63,7 +63,7 @@ SHAPES = {
     shape.name: shape
     for shape in (
         Shape("qwen3-0.6b", "qwen3", 1024, 28, 16, 8, 128, 3072, 151936, 1e6, 1.0),
-        Shape("llama15m", "llama", 288, 6, 6, 6, 48, 768, 32000, 1e4, 0.15),
+        Shape("llama15m", "llama", 288, 6, 6, 6, 48, 768, 32000, 1e4, 0.2),
         Shape("embedded", "llama", 256, 6, 4, 2, 64, 704, 4096, 1e4, 0.0, 1536),
         Shape("llama3.2-1b", "llama", 2048, 16, 32, 8, 64, 8192, 128256, 5e5, 0.0),
     )
