@@ -5,6 +5,7 @@ Interpreted on the CPU; skipped where Triton is not installed.
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +251,31 @@ def test_every_kernel_compiles_for_an_h200_and_spills_little() -> None:
     stacks = [int(line.split(" stack")[1].split()[0]) for line in done.stdout.splitlines() if " stack" in line]
     assert len(stacks) > 40
     assert max(stacks) <= 64, done.stdout
+
+
+# make gpu-check -------------------------------------------------------------------------------------------------------
+
+
+def test_gpu_check_refuses_where_there_is_no_card() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    script = ROOT / "benchmarks" / "gpu" / "check.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "needs an NVIDIA GPU" in done.stdout
+
+
+@needs_triton
+def test_gpu_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its comparison of ops, here on the interpreter: silent about a right kernel, loud about wrong ones."""
+    path = ROOT / "benchmarks" / "gpu" / "check.py"
+    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("gpu_check", path))
+    module.__spec__.loader.exec_module(module)
+    assert module.check_ops("cpu", "embedding") == []
+    softcap = ops.table["softcap"]
+    monkeypatch.setitem(softcap.implementations, triton.FAST, lambda x, cap: softcap.reference(x, cap) * 1.5)
+    monkeypatch.setitem(softcap.implementations, triton.INVARIANT, lambda x, cap: x.nothing)
+    problems = [failure["problem"] for failure in module.check_ops("cpu", "softcap")]
+    assert len(problems) == 4
+    assert problems[0].startswith("off by")
+    assert problems[3].startswith("AttributeError")
