@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-kernels-asan test-slow lint format bench bench-rivals soak clean
+.PHONY: help serve test test-kernels-asan test-slow lint format bench bench-rivals soak clean gpu-check
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
@@ -70,6 +70,9 @@ bench: $(VENV)/.installed-bench
 
 bench-rivals: $(VENV)/.installed-bench
 	@cd benchmarks && $(CURDIR)/$(BIN)/python -m rivals $(ARGS)
+
+gpu-check: $(VENV)/.installed
+	@$(BIN)/python benchmarks/gpu/check.py $(ARGS)
 
 soak: $(VENV)/.installed
 	@$(BIN)/python benchmarks/soak.py --minutes 10 $(ARGS)

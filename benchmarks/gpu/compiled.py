@@ -93,7 +93,7 @@ def launches() -> dict[str, Callable[[], Any]]:
     """Calls of every op in the shapes of Llama-3.1-8B (32 heads, 8 KV heads of 128, hidden 4096)."""
     from tuili.ops.samples import paged
     from tuili.ops.table import table
-    from tuili.ops.triton import about, attention, cache, layouts, products, rowwise  # noqa: F401
+    from tuili.ops.triton import about, attention, cache, layouts, products, rowwise, sampling  # noqa: F401
 
     about.INTERPRETED_PROCESSORS = 132
     half = torch.bfloat16
@@ -117,11 +117,25 @@ def launches() -> dict[str, Callable[[], Any]]:
         ("chunk of 16", [16, 16], [900, 900]),
     ):
         args = paged(torch.Generator(), half, queries, contexts, 32, 8, 128)
-        add(f"attention {name}", "paged_attention", *args, 0.1)
-        add(f"attention {name}, invariant", "paged_attention", *args, 0.1, backend="triton_invariant")
-    add("attention window, cap", "paged_attention", *args, 0.1, 512, 50.0)
+        caches = [torch.zeros(shape, dtype=half) for shape in cache.cache_shapes(400, 16, 8, 128)]
+        rest = *args[3:], 0.1
+        add(f"attention {name}", "paged_attention", args[0], *caches, *rest)
+        add(f"attention {name}, invariant", "paged_attention", args[0], *caches, *rest, backend="triton_invariant")
+        for kind, dtype in (("int8", torch.int8), ("fp8", layouts.FP8)):
+            codes, steps = [c.to(dtype) for c in caches], [torch.ones(400, 8, 16)] * 2
+            add(f"attention {name}, {kind}", f"paged_attention_{kind}", args[0], *codes, *steps, *rest)
+            kv, slots = [torch.zeros(2, 8, 128, dtype=half)] * 2, torch.arange(2)
+            add(f"write_kv_{kind}", f"write_kv_{kind}", *kv, *codes, *steps, slots)
+    add("attention window, cap", "paged_attention", args[0], *caches, *rest, 512, 50.0)
+    add("write_kv", "write_kv", *kv, *caches, slots)
+    q = torch.zeros(2, 32, 128, dtype=half)
+    add("rotate_write_kv", "rotate_write_kv", q, *kv, *angles[:, :2], *caches, slots)
     args = paged(torch.Generator(), half, [1, 1], [5000, 3000], 8, 4, 256)
-    add("attention decode of 256 dimensions", "paged_attention", *args, 0.1)
+    caches = [torch.zeros(shape, dtype=half) for shape in cache.cache_shapes(600, 16, 4, 256)]
+    add("attention decode of 256 dimensions", "paged_attention", args[0], *caches, *args[3:], 0.1)
+    one, some = torch.ones(2), torch.ones(2, dtype=torch.long)
+    add("argmax", "argmax", torch.zeros(2, 128256, dtype=half))
+    add("draw", "draw", torch.zeros(2, 128256, dtype=half), one, one, some, one, one.double())
     for rows in (1, 16, 256):
         x = torch.zeros(rows, 4096, dtype=half)
         for group in (128, 32):

@@ -1,8 +1,8 @@
 """Choosing tokens, without sorting: a program does a row from end to end, so that rows do not see each other.
 
-Scores are distances from the best, in units of the temperature: 0 is the best. Being positive, they are ordered as their
-bits are, so that top_k and top_p are one search for the smallest distance within which enough ids, or enough of the
-mass, lie: two bits of it per pass over the row. Bound by the row's passes through the L2 cache.
+Scores are distances from the best, in units of the temperature: 0 is the best. Being positive, they are ordered as
+their bits are, so that top_k and top_p are one search for the smallest distance within which enough ids, or enough of
+the mass, lie: two bits of it per pass over the row. Bound by the row's passes through the L2 cache.
 """
 
 from __future__ import annotations
@@ -56,22 +56,19 @@ def _sum(logits, vocab, best, inverse, limit, BLOCK: tl.constexpr):
 @triton.jit
 def _search(logits, vocab, best, inverse, limit, wanted, MASS: tl.constexpr, BLOCK: tl.constexpr):
     """Bits of the smallest distance within which ids of weight ``wanted`` lie."""
-    found = tl.cast(0, tl.uint32)
-    for step in range(16):
-        unit = tl.cast(1, tl.uint32) << (30 - 2 * step).to(tl.uint32)
-        one, two, three = (
-            tl.zeros((BLOCK,), tl.float64),
-            tl.zeros((BLOCK,), tl.float64),
-            tl.zeros((BLOCK,), tl.float64),
-        )
+    found, unit = tl.cast(0, tl.uint32), tl.cast(1 << 30, tl.uint32)
+    for _ in range(16):
+        one = tl.zeros((BLOCK,), tl.float64)
+        two = tl.zeros((BLOCK,), tl.float64)
+        three = tl.zeros((BLOCK,), tl.float64)
         for first in range(0, vocab, BLOCK):
             bits, weight = _weights(logits, first + tl.arange(0, BLOCK), vocab, best, inverse, limit, MASS)
             one += tl.where(bits < found + unit, weight, 0.0)
             two += tl.where(bits < found + unit * 2, weight, 0.0)
             three += tl.where(bits < found + unit * 3, weight, 0.0)
-        found += unit * (tl.sum(one, 0) < wanted).to(tl.uint32)
-        found += unit * (tl.sum(two, 0) < wanted).to(tl.uint32)
-        found += unit * (tl.sum(three, 0) < wanted).to(tl.uint32)
+        short = (tl.sum(one, 0) < wanted).to(tl.uint32) + (tl.sum(two, 0) < wanted) + (tl.sum(three, 0) < wanted)
+        found += unit * short
+        unit = unit >> 2
     return found
 
 
