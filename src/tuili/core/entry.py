@@ -95,10 +95,11 @@ def broken_by(plan: StepPlan, result: StepResult) -> dict[str, str]:
 
 
 def _are_ids(tokens: Sequence[int]) -> bool:
-    for token in tokens:
-        if not isinstance(token, int) or token < 0:
-            return False
-    return True
+    return all(map(_is_id, tokens))
+
+
+def _is_id(token: object) -> bool:
+    return isinstance(token, int) and token >= 0
 
 
 def stop(entry: Entry, new: Sequence[int]) -> tuple[tuple[int, ...], FinishReason | None, int | None]:
