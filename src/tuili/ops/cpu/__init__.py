@@ -5,7 +5,6 @@ compute.
 """
 
 from tuili.ops.cpu.integer import int4_linear, int4_weight_linear, int8_linear, int8_weight_linear
-from tuili.ops.cpu.library import Description, Program, describe, recorded, set_threads, use_isa
 from tuili.ops.cpu.library import Description, Program, describe, recorded, set_threads, use_isa, wake
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
