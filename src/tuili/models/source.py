@@ -10,8 +10,10 @@ import mmap
 import sys
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 #: By the C library; None where there is none to ask.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -28,7 +30,11 @@ class Source:
     def read(self, start: int, end: int) -> torch.Tensor:
         """Rows [start, end): a view of the file, or a copy where two parts meet."""
         pieces = self._pieces(start, end)
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        import torch  # here: scanning this folder for families must work without it
+
+        return torch.cat(pieces)
 
     def release(self, start: int, end: int) -> None:
         """Rows [start, end) are not wanted any more: their pages are dropped from this process."""
