@@ -64,22 +64,24 @@ struct Bytes {
     static constexpr int64_t PAIR = 2, WORD = 2, X = 4;
 #ifdef __AVX512F__
     struct Sums {
-        __m512i i;
-        void clear() { i = _mm512_setzero_si512(); }
-        F floats() const { return {_mm512_cvtepi32_ps(i)}; }
+        typedef int Lanes __attribute__((vector_size(64)));  // as __m512i (64-bit lanes) the compiler keeps it in memory
+        Lanes i;
+        void clear() { i = Lanes{}; }
+        F floats() const { return {_mm512_cvtepi32_ps((__m512i)i)}; }
     };
     struct Column {
         __m512i v;
         void get(const char* w) { v = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
     };
     static void add(Sums& s, const char* x, const Column& c) {
-        s.i = _mm512_dpwssd_epi32(s.i, _mm512_set1_epi32(*(const int*)x), c.v);
+        s.i = (Sums::Lanes)_mm512_dpwssd_epi32((__m512i)s.i, _mm512_set1_epi32(*(const int*)x), c.v);
     }
 #else
     struct Sums {
-        __m256i a, b;
-        void clear() { a = b = _mm256_setzero_si256(); }
-        F floats() const { return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)}; }
+        typedef int Lanes __attribute__((vector_size(32)));
+        Lanes a, b;
+        void clear() { a = b = Lanes{}; }
+        F floats() const { return {_mm256_cvtepi32_ps((__m256i)a), _mm256_cvtepi32_ps((__m256i)b)}; }
     };
     struct Column {
         __m256i a, b;
@@ -90,8 +92,8 @@ struct Bytes {
     };
     static void add(Sums& s, const char* x, const Column& c) {
         __m256i pair = _mm256_set1_epi32(*(const int*)x);
-        s.a = _mm256_add_epi32(s.a, _mm256_madd_epi16(pair, c.a));
-        s.b = _mm256_add_epi32(s.b, _mm256_madd_epi16(pair, c.b));
+        s.a = s.a + (Sums::Lanes)_mm256_madd_epi16(pair, c.a);
+        s.b = s.b + (Sums::Lanes)_mm256_madd_epi16(pair, c.b);
     }
 #endif
 };
