@@ -111,3 +111,18 @@ def test_a_small_engine_benchmark(tiny: Tiny, tmp_path: Path) -> None:
         assert len({arm["total_output_tokens"] for arm in entry["arms"]}) == 1
         assert all((arm["cached_tokens"] > 0) == arm["prefix_reuse"] for arm in entry["arms"])
     assert "| 4 | continuous | on |" in (tmp_path / "engine.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_small_busy_benchmark(tiny: Tiny, tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "busy.py"), "--model", str(tiny("llama")), "--pairs", "2"]
+    command += ["--concurrency", "2", "--prompt", "8", "--output", "16", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    report = json.loads((tmp_path / "busy.json").read_text())
+    assert done.returncode == (0 if report["passed"] else 1), done.stderr
+    assert len(report["pairs"]) == 2
+    assert all(
+        pair["ratio"] == pair["busy"]["output_throughput"] / pair["idle"]["output_throughput"]
+        for pair in report["pairs"]
+    )
+    assert report["provenance"]["kind"] == "measured"
