@@ -57,6 +57,7 @@ struct Team {
     std::atomic<pid_t> owner{0};
     std::mutex busy;  // guards what follows, too
     uint64_t given = 0;  // pieces ever
+    int patience = LATE;  // none, as long as no helper comes: the system does not run them
     Clock::time_point rested{};
     Clock::duration rest = SHORTEST_REST;
     Member member[MOST];
@@ -161,11 +162,12 @@ bool finished(const Work& work) {
 
 // Waits for the others' pieces, after a while doing them, then letting them run.
 void join(Work& work, uint64_t generation, Clock::time_point began, int64_t own) {
-    for (int i = 0; i < LATE; i++) {
+    for (int i = 0; i < team.patience; i++) {
         if (finished(work)) return;
         _mm_pause();
     }
     for (int m = 1; m < work.members; m++) own += run(work, generation, 0, m);
+    team.patience = own < work.pieces ? LATE : 0;
     auto done = Clock::now();
     while (!finished(work)) {
         if (Clock::now() - done < SPIN)
