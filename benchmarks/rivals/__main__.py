@@ -45,7 +45,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rivals", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="MODEL",
+    parser.add_argument("--models", nargs="+", default=DEFAULT, choices=list(SHAPES), metavar="MODEL",
                         help=f"of {', '.join(SHAPES)}; the last two only take time that the others leave")  # fmt: skip
     parser.add_argument("--arms", nargs="+", default=[], help="names or their beginnings: tuili 'openvino int4'")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every arm; figures are their medians")

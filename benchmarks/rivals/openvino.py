@@ -44,7 +44,7 @@ class Engine:
             places.checkpoint(shape),
         ]
         command += ["--task", "text-generation-with-past", "--weight-format", width]
-        if width == "int4" and SHAPES[shape].hidden % GROUP:
+        if width == "int4" and (SHAPES[shape].hidden % GROUP or SHAPES[shape].ffn % GROUP):
             command += ["--group-size", "32"]
         command += [made]
         shell([python, *command], places.log(f"convert-{shape}-openvino-{width}"), {"HF_HUB_OFFLINE": "1"})
