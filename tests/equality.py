@@ -72,6 +72,14 @@ EAGERLY = [name + EAGER for name in SPECS] if cpu.describe().built else []
 ON_BEST = KERNELS if ON_KERNELS else ""
 QUANTIZED = [f"llama-bf16{ON_BEST}+int8", f"gemma-f32{ON_BEST}+int4"]
 WEIGHT_ONLY = [f"qwen3-f32{ON_BEST}+int8_weight_only", f"phi-bf16{ON_BEST}+int4_weight_only"]
+#: The same over an int8 KV cache (``--kv-cache-dtype``): what a step writes is rounded before anybody reads it, so the
+#: naive loop, whose whole sequence is one chunk, sees the same keys and values.
+KV8 = "+kv8"
+ON_INT8_KV = [f"llama-bf16{KERNELS if ON_KERNELS else ''}{KV8}", f"gemma-f32{KV8}"]
+
+
+def kv_cache_dtype(name: str) -> str:
+    return "int8" if name.endswith(KV8) else "auto"
 
 
 def backend(name: str) -> AbstractContextManager[None]:
@@ -104,7 +112,12 @@ def naive(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     for _ in range(count):
         blocks = -(-len(tokens) // BLOCK)
         executor = LocalExecutor(
-            model(name), num_blocks=blocks, block_size=BLOCK, max_model_len=LONGEST, max_num_seqs=1
+            model(name),
+            num_blocks=blocks,
+            block_size=BLOCK,
+            max_model_len=LONGEST,
+            max_num_seqs=1,
+            kv_cache_dtype=kv_cache_dtype(name),
         )
         params = SamplingParams(temperature=0.0)
         chunk = Chunk("naive", 0, len(tokens), tuple(tokens), 0, True, tuple(range(blocks)), params, len(prompt))
@@ -139,6 +152,7 @@ def engine(
         block_size=BLOCK,
         max_model_len=LONGEST,
         max_num_seqs=rows,
+        kv_cache_dtype=kv_cache_dtype(name),
         enforce_eager=name.endswith(EAGER),
     )
     scheduler = Scheduler(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from equality import (
     EAGERLY,
+    ON_INT8_KV,
     ON_KERNELS,
     QUANTIZED,
     SPECS,
@@ -43,7 +44,7 @@ POOLS = {"tight": 15, "ample": 200}
 @pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "no-reuse"])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 19, 512])
-@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED])
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *ON_INT8_KV[:1]])
 def test_greedy_text_equals_the_naive_loop(
     name: str, budget: int, pool: str, reuse: bool, policy: str, chunked: bool, depth: int
 ) -> None:
@@ -64,7 +65,7 @@ def test_greedy_text_equals_the_naive_loop(
     )
 
 
-@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY])
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV])
 def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
     wishes = [
         {"temperature": 0.8, "top_p": 0.9},
@@ -85,7 +86,9 @@ def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
         assert run(64, 30, 1, range(i, i + 1))[str(i)] == together[str(i)]
 
 
-@pytest.mark.parametrize("name", ["llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY])
+@pytest.mark.parametrize(
+    "name", ["llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV]
+)
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 512])
 def test_logprobs_equal_those_of_a_whole_prompt(name: str, pool: str, budget: int) -> None:
