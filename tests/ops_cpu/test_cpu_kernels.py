@@ -116,21 +116,58 @@ def test_linear_of_odd_sizes_and_strides(size: tuple[int, int, int], dtype: torc
 @pytest.mark.parametrize("dim", [8, 24, 40, 64, 80, 128, 256])
 @pytest.mark.parametrize("kind", [{}, {"window": 40}, {"softcap": 15.0}], ids=str)
 def test_attention_of_every_head_size(kind: dict[str, Any], dim: int, dtype: torch.dtype, isa: str) -> None:
-    args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim)
-    with ops.use("cpu"):
-        have = ops.paged_attention(*args, dim**-0.5, **kind)
-    close(have, ops.paged_attention.reference(*args, dim**-0.5, **kind), dtype)
+    for entry in (ops.paged_attention, ops.paged_attention_int8):
+        int8 = entry is ops.paged_attention_int8
+        args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim, int8=int8)
+        with ops.use("cpu"):
+            have = entry(*args, dim**-0.5, **kind)
+        close(have, entry.reference(*args, dim**-0.5, **kind), dtype, entry.tolerance)
+
+
+@needs_library
+@pytest.mark.parametrize("int8", [False, True], ids=["plain", "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_over_blocks_of_any_size(dtype: torch.dtype, int8: bool, isa: str) -> None:
+    """The block size is where keys lie, not what is computed: the same bits as from blocks of 16."""
+    entry = ops.paged_attention_int8 if int8 else ops.paged_attention
+    queries, contexts, dim = [1, 40, 5], [700, 90, 33], 32
+    found = []
+    for size in (16, 1, 5, 8, 32, 48):
+        q, *cache, table, start, lengths = paged(generator(), dtype, queries, contexts, 4, 2, dim, size, int8)
+        for r, context in enumerate(contexts):  # the same K and V, at other places
+            g, at = generator(r), torch.arange(context)
+            k, v = (randn(g, context, 2, dim, dtype=dtype) for _ in range(2))
+            slots = table[r][at // size] * size + at % size
+            (ops.write_kv_int8 if int8 else ops.write_kv)(k, v, *cache, slots)
+        with ops.use("cpu"):
+            found.append(entry(randn(generator(9), *q.shape, dtype=dtype), *cache, table, start, lengths, 0.2))
+    assert all(torch.equal(have, found[0]) for have in found)
 
 
 @needs_library
 def test_not_a_number_stays_in_its_row(isa: str) -> None:
-    q, k, v, *rest = paged(generator(), torch.float32, [1, 5], [40, 90], 4, 2, 32)
+    for entry in (ops.paged_attention, ops.paged_attention_int8):
+        q, *rest = paged(generator(), torch.float32, [1, 5], [40, 90], 4, 2, 32, int8=entry is ops.paged_attention_int8)
+        with ops.use("cpu"):
+            expected = entry(q, *rest, 0.2)
+            q[0] = torch.nan
+            have = entry(q, *rest, 0.2)
+        assert torch.isnan(have[0]).all()
+        assert torch.equal(have[1:], expected[1:])
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_an_earlier_owner_left_is_not_read(dtype: torch.dtype, isa: str) -> None:
+    """Not even not-a-number in the rest of a block reaches a request."""
+    q, k, v, table, start, lengths = paged(generator(), dtype, [1, 5], [37, 90], 4, 2, 32)
     with ops.use("cpu"):
-        expected = ops.paged_attention(q, k, v, *rest, 0.2)
-        q[0] = torch.nan
-        have = ops.paged_attention(q, k, v, *rest, 0.2)
-    assert torch.isnan(have[0]).all()
-    assert torch.equal(have[1:], expected[1:])
+        expected = ops.paged_attention(q, k, v, table, start, lengths, 0.2)
+        for blocks, context in zip(table, (37, 90), strict=True):
+            past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
+            junk = torch.full((len(past), 2, 32), torch.nan, dtype=dtype)
+            ops.write_kv(junk, junk, k, v, past)
+        assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
 
 
 # Invariance, bit for bit ----------------------------------------------------------------------------------------------
@@ -189,15 +226,17 @@ def test_integer_rows_do_not_see_their_batch(
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=str)
-@pytest.mark.parametrize("kind", [{}, {"window": 100}, {"softcap": 15.0}], ids=str)
+@pytest.mark.parametrize("kind", [{}, {"window": 100}, {"softcap": 15.0}, {"int8": True}], ids=str)
 def test_attention_does_not_see_chunks_batch_or_team(
     kind: dict[str, Any], heads: tuple[int, int], dtype: torch.dtype, isa: str
 ) -> None:
     contexts = [1100, 30, 513, 64]
-    q, k, v, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48)
+    int8 = bool(kind.get("int8"))
+    entry, kind = (ops.paged_attention_int8, {"window": 100}) if int8 else (ops.paged_attention, kind)
+    q, *cache, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48, int8=int8)
     with ops.use("cpu"):
         cpu.set_threads(2)
-        whole = ops.paged_attention(q, k, v, table, start, lengths, 0.15, **kind)
+        whole = entry(q, *cache, table, start, lengths, 0.15, **kind)
         for threads in (1, 3):
             cpu.set_threads(threads)
             for r, context in enumerate(contexts):
@@ -207,7 +246,7 @@ def test_attention_does_not_see_chunks_batch_or_team(
                             continue
                         rows = slice(int(start[r]) + end - size, int(start[r]) + end)
                         bounds, length = torch.tensor([0, size]), torch.tensor([end])
-                        have = ops.paged_attention(q[rows], k, v, table[r : r + 1], bounds, length, 0.15, **kind)
+                        have = entry(q[rows], *cache, table[r : r + 1], bounds, length, 0.15, **kind)
                         assert torch.equal(have, whole[rows]), f"request {r}, {size} queries to {end}"
         cpu.set_threads(1)
 
