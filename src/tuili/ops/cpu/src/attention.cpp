@@ -293,6 +293,11 @@ void rows_over(const View& v, int64_t r, const char* q, int64_t q_stride, const 
 template <class Kind>
 void one_tile(const View& v, const char* q, int64_t q_stride, const float* factors, const Tile<Kind>& t, const Tile<Kind>& next, State state) {
     Ahead<Kind> ahead(t, next);
+    if (v.a.k_scales)
+        for (int64_t c = 0; c < CHUNKS; c++) {
+            _mm_prefetch((const char*)next.key_scales[c], _MM_HINT_T0);
+            _mm_prefetch((const char*)next.value_scales[c], _MM_HINT_T0);
+        }
     for (int64_t r = 0; r < v.rows; r += ROWS) {
 #define WITH(m) r ? rows_over<Kind, false, m>(v, r, q, q_stride, factors, t, ahead, state) : rows_over<Kind, true, m>(v, r, q, q_stride, factors, t, ahead, state)
         EACH_HEIGHT(least(v.rows - r, ROWS), WITH)

@@ -15,11 +15,8 @@ template <class W, class E> struct Slot {
     void key(const E* x) const {
         int64_t words = (a.dim + PAIR - 1) / PAIR;
         W* out = (W*)a.k_cache + block * words * a.block_size + at;
-        for (int64_t w = 0; w < words; w++) {
-            W word = 0;
-            memcpy(&word, x + w * PAIR, least(PAIR, a.dim - w * PAIR) * sizeof(E));
-            out[w * a.block_size] = word;
-        }
+        for (int64_t w = 0; w < a.dim / PAIR; w++) memcpy(out + w * a.block_size, x + w * PAIR, sizeof(W));
+        if (a.dim % PAIR) out[a.dim / PAIR * a.block_size] = (W)x[a.dim - 1];
     }
     void value(const E* x) const {
         W* out = (W*)a.v_cache + (block * ((a.block_size + PAIR - 1) / PAIR) + at / PAIR) * a.dim;
@@ -38,6 +35,17 @@ template <class W, class E> void write(const WriteArgs& a, int64_t head) {
     }
 }
 
+// 16 numbers within +-127, to nearest, ties to even.
+void store_int8(int8_t* p, F x) {
+#ifdef __AVX512F__
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+#else
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    both = _mm256_permute4x64_epi64(both, 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#endif
+}
+
 // x in steps of its largest value's 127th: codes to nearest; returns the step.
 template <class T> float round_to_int8(const T* x, int64_t dim, int8_t* codes) {
     F highest = zero(), poison = zero();
@@ -48,15 +56,13 @@ template <class T> float round_to_int8(const T* x, int64_t dim, int8_t* codes) {
     float step = top(highest) / 127.0f;
     F by = all(step > 1.17549435e-38f ? step : 1.17549435e-38f);
     for (int64_t d = 0; d < dim; d += LANES) {
-        alignas(64) float t[LANES];
-        store(t, max(all(-127.0f), min(all(127.0f), round(load(x + d, dim - d) / by))));
-        for (int64_t i = 0; i < least(LANES, dim - d); i++) codes[d + i] = (int8_t)t[i];
+        store_int8(codes + d, max(all(-127.0f), min(all(127.0f), load(x + d, dim - d) / by)));
     }
     return step + sum(poison);  // not-a-number stays
 }
 
 template <class T> void write_int8(const WriteArgs& a, int64_t head) {
-    int8_t* codes = (int8_t*)scratch(1, a.dim);
+    int8_t* codes = (int8_t*)scratch(1, a.dim + LANES);
     for (int64_t i = 0; i < a.count; i++) {
         Slot<uint16_t, uint8_t> slot(a, i, head);
         a.k_scales[slot.scale()] = round_to_int8((const T*)a.k + i * a.k_stride + head * a.dim, a.dim, codes);
