@@ -180,8 +180,8 @@ def _judge(reference: TextEngine, truth: torch.Tensor, engine: TextEngine, ids: 
     with torch.inference_mode():
         for start in range(first, len(ids), ROWS):
             end = min(start + ROWS, len(ids))
-            wanted = theirs.logits(truth[start - 1 : end - 1]).double().log_softmax(-1)
-            have = ours.logits(hidden[start - 1 : end - 1]).double().log_softmax(-1)
+            wanted = theirs.logits(truth[start - 1 : end - 1]).float().log_softmax(-1)
+            have = ours.logits(hidden[start - 1 : end - 1]).float().log_softmax(-1)
             out.nll.extend((-have[torch.arange(end - start), torch.tensor(ids[start:end])]).tolist())
             out.divergence.extend((wanted.exp() * (wanted - have)).sum(-1).tolist())
             out.agrees.extend((wanted.argmax(-1) == have.argmax(-1)).tolist())
