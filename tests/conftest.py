@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -25,11 +26,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True)
 def plain_process() -> None:
-    """Engines choose the ops and the number of threads of their process; no test inherits another one's choice."""
+    """Engines choose the ops and threads of their process, commands its log; no test inherits a choice."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     if "tuili.ops" in sys.modules:
         sys.modules["tuili.ops"].choose("reference")
+    logger = logging.getLogger("tuili")  # commands set it up for a terminal, where caplog hears nothing
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import torch
 FAST, INVARIANT = "triton", "triton_invariant"
 #: Multiprocessors that the interpreter pretends to have: few, so that small tests split their work too.
 INTERPRETED_PROCESSORS = 4
+#: Versions of Triton whose interpreter runs the kernels; 3.9's does not find a tensor in a helper of a helper.
+INTERPRETERS = ((3, 6),)
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,18 @@ def describe() -> Description:
     except ImportError as error:
         return Description(False, why=f"Triton is not installed ({error}): pip install 'tuili[gpu]'")
     if triton.knobs.runtime.interpret:
-        return Description(True, interpreted=True)
+        return _interpreted(triton.__version__)
     if not torch.cuda.is_available():
         return Description(False, why="no CUDA device (set TRITON_INTERPRET=1 to test the kernels on a CPU, slowly)")
     return Description(True, card=torch.cuda.get_device_name())
+
+
+def _interpreted(version: str) -> Description:
+    numbers = tuple(int(n) for n in version.split(".")[:2])
+    if numbers in INTERPRETERS:
+        return Description(True, interpreted=True)
+    known = ", ".join(".".join(map(str, n)) for n in INTERPRETERS)
+    return Description(False, why=f"Triton {version}'s interpreter was not tried or fails; the tests take {known}")
 
 
 @cache
