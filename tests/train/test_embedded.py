@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 
 import tuili
+from tuili import LLM, SamplingParams
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
@@ -110,3 +111,16 @@ def test_documents_of_a_batch_do_not_see_each_other() -> None:
         for row, (a, b) in zip(rows, pairwise(batch.starts), strict=True):
             alone = data.join([row])
             torch.testing.assert_close(together[a:b], model(model.embed(alone.ids), alone, None), rtol=1e-4, atol=1e-4)
+
+
+def test_stories_tell_of_what_was_asked_for() -> None:
+    """At least two in three answers name the thing; the first model that shipped named it in one of four."""
+    things = ("dragon", "fox", "robot", "rabbit", "squirrel", "cat", "mouse", "bear")
+    llm = LLM("embedded", threads=1)
+    asked = [(thing, seed) for thing in things for seed in range(3)]
+    chats = [[{"role": "user", "content": f"Tell a bedtime story about a {thing}."}] for thing, _ in asked]
+    params = [SamplingParams(max_tokens=160, temperature=0.7, top_p=0.9, seed=seed) for _, seed in asked]
+    answers = llm.chat(chats, params, use_tqdm=False)
+    llm.close()
+    told = [thing in a.outputs[0].text.lower() for (thing, _), a in zip(asked, answers, strict=True)]
+    assert sum(told) >= 16
