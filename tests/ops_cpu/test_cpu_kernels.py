@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tuili import ops
 from tuili.base.errors import ConfigError
 from tuili.ops import cpu
+from tuili.ops.cpu import library
 from tuili.ops.cpu.integer import by_tile, pack_int4, pack_int8
 from tuili.ops.cpu.packed import shape
 from tuili.ops.samples import paged, randn
@@ -260,6 +262,12 @@ def test_describe_says_what_runs() -> None:
             cpu.use_isa("sse")
     with pytest.raises(ConfigError, match="threads=0"):
         cpu.set_threads(0)
+
+
+def test_a_library_of_other_sources_is_not_used() -> None:
+    found, why = library._load(Path(torch._C.__file__))
+    assert found is None
+    assert "reinstall Tuili" in why
 
 
 @needs_library

@@ -105,6 +105,18 @@ class Description:
         return bool(self.isa)
 
 
+def _declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the library's functions. AttributeError: it lacks one."""
+    for name, struct in CALLS.items():
+        call = getattr(library, f"tuili_{name}")
+        call.argtypes, call.restype = [ctypes.POINTER(struct)], None
+    library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64, c_int64], None
+    library.tuili_probe_multiply.argtypes, library.tuili_probe_multiply.restype = [c_int64, c_int64], c_int64
+    library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(Call), c_int64], None
+    library.tuili_isa.restype = ctypes.c_char_p
+    library.tuili_use_isa.argtypes = [ctypes.c_char_p]
+
+
 def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
     if not path.is_file():
         return None, (
@@ -115,14 +127,10 @@ def _load(path: Path) -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path} does not load ({error}); reinstall Tuili"
-    for name, struct in CALLS.items():
-        call = getattr(library, f"tuili_{name}")
-        call.argtypes, call.restype = [ctypes.POINTER(struct)], None
-    library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64, c_int64], None
-    library.tuili_probe_multiply.argtypes, library.tuili_probe_multiply.restype = [c_int64, c_int64], c_int64
-    library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(Call), c_int64], None
-    library.tuili_isa.restype = ctypes.c_char_p
-    library.tuili_use_isa.argtypes = [ctypes.c_char_p]
+    try:
+        _declare(library)
+    except AttributeError as error:
+        return None, f"{path} was built from other sources ({error}); reinstall Tuili, until then torch computes"
     if not library.tuili_isa():
         return None, "this CPU has neither AVX2 with FMA nor AVX-512 with VNNI and BF16; torch computes"
     return library, ""
