@@ -53,7 +53,7 @@ test-kernels-asan: $(VENV)/.installed-dev
 	rm -rf build/asan-src && mkdir build/asan-src && cp -r src tests pyproject.toml build/asan-src/
 	cp build/asan/_kernels.so build/asan-src/src/tuili/ops/cpu/
 	cd build/asan-src && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python $(CURDIR)/.ci/sanitized.py tests/ops_cpu -q -p no:cacheprovider \
+	  ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python $(CURDIR)/.ci/sanitized.py tests/ops_cpu -q -p no:cacheprovider --capture=sys \
 	  --timeout 1200
 
 lint: $(VENV)/.installed-dev

@@ -282,7 +282,7 @@ void rows_over(const View& v, int64_t r, const char* q, int64_t q_stride, const 
     Ahead<Kind> on = ahead;
     int64_t d = 0;
     auto move = [&](int64_t by) {
-        for (int64_t c = 0; c < CHUNKS; c++) part.values[c] += by * Kind::WORD;
+        for (int64_t c = t.from / CHUNK; c * CHUNK < t.to; c++) part.values[c] += by * Kind::WORD;  // the others point nowhere
         d += by;
     };
     for (; d + COLUMNS * LANES <= state.wide; move(COLUMNS * LANES))
