@@ -95,16 +95,10 @@ def stored(scheme: Scheme, out: int, into: int, dtype: torch.dtype) -> tuple[Wei
 def rounded(x: torch.Tensor, weight: Weight) -> torch.Tensor:
     """``x`` as the product sees it."""
     scheme = weight.scheme
-    if (
-        scheme.format == "dense"
-        or scheme.weight_only
-        or packing_of(scheme, "triton") == packing_of(scheme, "cpu") == ""
-    ):
+    if scheme.format == "dense" or scheme.weight_only or isinstance(weight.format, Int4Halves):
         return x.float()
-    if type(weight.format).__name__ == "Int4Halves":
-        return x.float()  # on a device 4-bit weights go with activations as they are
     dtype = layouts.FP8 if scheme.format == "fp8" else torch.int8
-    block = scheme.group if scheme.group and type(weight.format).__name__ == "Bytes" else x.shape[1]
+    block = scheme.group if scheme.group and isinstance(weight.format, Bytes) else x.shape[1]
     codes, factors = layouts.round_rows(x, dtype, block)
     return codes.float() * factors.repeat_interleave(block, 1)[:, : x.shape[1]]
 
