@@ -85,9 +85,9 @@ def _write_codes(
     block, offset = slots // k_scales.shape[-1], slots % k_scales.shape[-1]
     for x, scales in ((k, k_scales), (v, v_scales)):
         scales[block, :, offset] = x.float().abs().amax(-1) / LARGEST[k_cache.dtype]
-    codes = (_codes(x, scales[block, :, offset], k_cache.dtype) for x, scales in ((k, k_scales), (v, v_scales)))
+    keys, values = (_codes(x, s[block, :, offset], k_cache.dtype) for x, s in ((k, k_scales), (v, v_scales)))
     # As bytes: torch pads and scatters no float8.
-    write_kv.reference(*codes, k_cache.view(torch.int8), v_cache.view(torch.int8), slots)
+    write_kv.reference(keys, values, k_cache.view(torch.int8), v_cache.view(torch.int8), slots)
 
 
 def _codes(x: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
