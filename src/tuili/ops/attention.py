@@ -174,8 +174,7 @@ def paged_attention_fp8(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """``paged_attention`` over what ``write_kv_fp8`` stored."""
-    # Gathering bytes and floats is all the same, but torch gathers no float8.
-    rows = _coded_rows(k_cache.float(), v_cache.float(), k_scales, v_scales, q.shape[-1])
+    rows = _coded_rows(k_cache, v_cache, k_scales, v_scales, q.shape[-1])
     return _paged(q, rows, k_cache.shape[-2], block_table, query_start, context_len, (scale, window, softcap))
 
 
@@ -189,10 +188,14 @@ def _coded_rows(
     k_cache: torch.Tensor, v_cache: torch.Tensor, k_scales: torch.Tensor, v_scales: torch.Tensor, dim: int
 ) -> Rows:
     """K and V of caches that hold codes with a step per token and head."""
+    kind = k_cache.dtype
 
     def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Gathering bytes and floats is all the same, but torch gathers no float8.
+        keys = cached_keys(k_cache.view(torch.int8), blocks, dim).view(kind)
+        values = cached_values(v_cache.view(torch.int8), blocks, k_cache.shape[-2]).view(kind)
         k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
-        return cached_keys(k_cache, blocks, dim) * k_steps, cached_values(v_cache, blocks, k_cache.shape[-2]) * v_steps
+        return keys.float() * k_steps, values.float() * v_steps
 
     return rows
 
