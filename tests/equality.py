@@ -162,7 +162,7 @@ def device_engine(
     decoder: Any = None,
 ) -> tuple[Scheduler, DeviceExecutor]:
     executor = DeviceExecutor(
-        decoder or model(name).to(device.torch_device),
+        decoder or model(name),
         device,
         **sizes(name, blocks, rows),
         capture_sizes=capture_sizes,
