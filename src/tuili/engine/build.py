@@ -126,6 +126,5 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
     plain = not kernels and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
-    return load_model(
-        checkpoint, config.dtype, cast(int, config.max_model_len), watch, scheme=None if plain else scheme
-    )
+    length = cast(int, config.max_model_len)
+    return load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, config.device)

@@ -13,7 +13,7 @@ from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.layers.sizes import pool_bytes, weight_bytes
-from tuili.layers.spec import ModelSpec
+from tuili.layers.spec import ModelSpec, refuse_rounding_twice
 from tuili.quant.scheme import scheme_of
 
 log = get(__name__)
@@ -51,6 +51,7 @@ def resolve(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
     """
     device = _device(config, hardware)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
+    refuse_rounding_twice(config.quantization, spec)
     config = config.with_(
         device=device,
         dtype=_dtype(config, spec, device, hardware),
@@ -122,7 +123,8 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
     size = BYTES[config.dtype]
     available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
     kv_dtype = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    weights = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
+    scheme, kernels = scheme_of(config.quantization, config.quantization_group_size), kernels_of(config)
+    weights = weight_bytes(spec, config.dtype, scheme, kernels)
     return Memory(
         available,
         config.gpu_memory_utilization,
@@ -132,6 +134,11 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
         config.block_size,
         config.quantization,
     )
+
+
+def kernels_of(config: Config) -> str:
+    """Whose packing the weights of a resolved config get (``quant.scheme.packing_of``)."""
+    return "triton" if config.device == "cuda" else "cpu"
 
 
 def _activations(config: Config, spec: ModelSpec, size: int) -> int:
@@ -216,10 +223,10 @@ def _remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, long
 
 def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: int) -> list[str]:
     """The widest ``--quantization`` with which the weights leave ``needed`` bytes for the KV cache, where one does."""
-    if config.quantization != "none" or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
+    if config.quantization != "none" or spec.rounded or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
         return []
     for name in ("int8", "int4"):
-        weights = weight_bytes(spec, config.dtype, scheme_of(name))
+        weights = weight_bytes(spec, config.dtype, scheme_of(name), kernels_of(config))
         if weights + memory.activations + needed <= memory.budget:
             return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
     return []
