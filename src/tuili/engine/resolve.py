@@ -157,10 +157,14 @@ def _captured(config: Config) -> Config:
     return config
 
 
+def on_device(config: Config) -> bool:
+    """Whether a resolved config runs on a ``Device``: on CUDA, and on a CPU where that path is tested."""
+    return config.device == "cuda" or config.kernels == "triton"
+
+
 def captures(config: Config) -> bool:
-    """Whether decode steps are captured in some sizes and padded to them: on CUDA, and where its kernels are tested."""
-    on_device = config.device == "cuda" and config.kernels != "reference"
-    return (on_device or config.kernels == "triton") and not config.enforce_eager
+    """Whether decode steps are captured in some sizes, and padded to them."""
+    return on_device(config) and config.kernels != "reference" and not config.enforce_eager
 
 
 def capture_sizes(config: Config) -> tuple[int, ...]:
