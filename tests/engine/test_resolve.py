@@ -15,6 +15,7 @@ from tuili.base.config import Config, dump, load, options
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.engine.resolve import Measured, capture_sizes, effective, memory_of, memory_table, resolve
+from tuili.layers.sizes import kv_bytes_per_position
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.quant.scheme import SCHEMES
 
@@ -44,7 +45,7 @@ def test_everything_that_shapes_the_run_has_a_value():
         "kv_tokens": 128 * 4096,
     }
     assert config.served_model_name == "m"
-    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.kv_bytes_per_token(2)
+    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.num_layers * kv_bytes_per_position(SPEC, config.dtype)
 
 
 settings_drawn = st.fixed_dictionaries(

@@ -106,7 +106,7 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @op(samples.scale)
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``x`` times ``factor`` rounded to x's dtype (Gemma's embeddings)."""
-    return x * torch.tensor(factor, dtype=x.dtype)
+    return x * torch.tensor(factor, dtype=x.dtype, device="cpu")
 
 
 @op(samples.softcap, tolerance=1e-5)
