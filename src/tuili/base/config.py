@@ -99,9 +99,9 @@ class Config:
     )
     quantization: str = option(
         "none",
-        "Round the weights while they load: int8 and int4 with int8 activations, or weights only; none: as they are.",
+        "Round the weights while they load, and activations too unless weights only; none: as the checkpoint has them.",
         group="model",
-        choices=("none", "int8", "int8_weight_only", "int4", "int4_weight_only"),
+        choices=("none", "int8", "int8_weight_only", "int4", "int4_weight_only", "fp8", "fp8_weight_only"),
     )
     quantization_group_size: int | None = option(
         None, "Inputs that share a scale of int4 weights: 32, 64 or 128; default: 32.", group="model", minimum=1

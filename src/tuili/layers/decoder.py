@@ -14,7 +14,7 @@ from tuili.layers.mlp import GatedMLP
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles, Rope
 from tuili.layers.spec import ModelSpec
-from tuili.ops.cpu import Arena
+from tuili.quant.place import place_on
 from tuili.quant.scheme import Scheme
 
 
@@ -74,11 +74,11 @@ class Decoder(nn.Module):
         return self.norm.weight.dtype
 
     def store(self, scheme: Scheme) -> None:
-        """Keep every matrix as ``scheme`` says (``Scheme()``: in the order of the CPU kernels). Inference only."""
-        arena = Arena()
+        """Keep every matrix as ``scheme`` says, where it is (``Scheme()``: in the kernels' order). Inference only."""
+        place = place_on(self.norm.weight.device)
         for module in self.modules():
             if isinstance(module, Matrix):
-                module.store(scheme, arena)
+                module.store(scheme, place)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [n] to the residual stream [n, hidden]."""
