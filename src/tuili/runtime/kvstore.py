@@ -1,4 +1,4 @@
-"""The KV pool: K and V of every block of every layer, allocated once; as they are, or as bytes with a scale per head."""
+"""The KV pool: K and V of every block of every layer, allocated once; as they are, or as bytes with scales."""
 
 from __future__ import annotations
 
