@@ -7,10 +7,8 @@ once for any other number, by a call with zeros: no step compiles anything. Atte
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -27,7 +25,7 @@ def compile_model(model: Decoder) -> float:
     make_traceable()
     before, after = (torch.compile(part, fullgraph=True) for part in (model.block.before, model.block.after))
     for layer in model.layers:
-        layer.before, layer.after = MethodType(before, layer), MethodType(after, layer)
+        vars(layer).update(before=MethodType(before, layer), after=MethodType(after, layer))
     for rows in ROWS:
         _warm_up(model, rows)
     return time.perf_counter() - began
@@ -36,7 +34,8 @@ def compile_model(model: Decoder) -> float:
 def uncompile(model: Decoder) -> None:
     """Every op of ``model`` called anew again."""
     for layer in model.layers:
-        del layer.before, layer.after
+        vars(layer).pop("before", None)
+        vars(layer).pop("after", None)
 
 
 @torch.inference_mode()
@@ -46,7 +45,7 @@ def _warm_up(model: Decoder, rows: int) -> None:
     positions = torch.zeros(rows, dtype=torch.int64, device=device)
     x = torch.zeros(rows, spec.hidden_size, dtype=model.dtype, device=device)
     heads = torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=model.dtype, device=device)
-    for layer, block in enumerate(model.layers):
+    for layer, block in enumerate(cast(list[Block], model.layers)):
         angles = model.angles(positions)[spec.window(layer) is not None]
         for tensor in (x, heads, *angles):
             if rows > 1:
