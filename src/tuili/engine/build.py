@@ -14,13 +14,14 @@ from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
 from tuili.engine.device import able, backend, open_device
 from tuili.engine.engine import Engine
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.prepare import Limits
-from tuili.engine.resolve import capture_sizes, effective, on_device, resolve
+from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint

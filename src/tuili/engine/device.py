@@ -86,7 +86,7 @@ def backend(config: Config) -> str:
 
 
 def open_device(config: Config) -> Device:
-    """The device of a resolved config that runs on one (``resolve.on_device``)."""
+    """The device of a resolved config that runs on one (``captures.on_device``)."""
     from tuili.runtime.device import Cuda
     from tuili.runtime.host import Host
 
