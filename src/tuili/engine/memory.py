@@ -1,4 +1,5 @@
-"""What takes a run's memory, estimated from its config or measured; the table of it, and settings that fit. No torch."""
+"""What takes a run's memory, estimated or measured; the table of it, and settings that fit. No torch."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -156,7 +157,8 @@ def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: in
 # When it ends all the same --------------------------------------------------------------------------------------------
 
 #: What the card's memory may end while doing, and so what there is to save.
-LOADING, MEASURING, ALLOCATING, COMPUTING = "loading weights", "measuring the largest step", "making the KV cache", "a step"
+LOADING, MEASURING = "loading the weights", "measuring the largest step"
+ALLOCATING, COMPUTING = "making the KV cache and capturing steps", "computing a step"
 
 
 def savings(config: Config, spec: ModelSpec, memory: Memory, size: int, doing: str) -> str:

@@ -6,6 +6,7 @@ each of which has a token drawn with everything that a draw may ask for. Two cap
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,24 +19,26 @@ from tuili.base.errors import ConfigError
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
 from tuili.engine.captures import capture_sizes
-from tuili.engine.memory import Measured
+from tuili.engine.memory import Measured, in_mib
 
 if TYPE_CHECKING:
-    from tuili.executors.device import DeviceExecutor
+    from tuili.core.executor import Executor
 
 #: Opens an executor with a pool of so many blocks that captures steps of those sizes.
-Open = Callable[[int, Sequence[int]], "DeviceExecutor"]
+Open = Callable[[int, Sequence[int]], "Executor"]
 
 
 class Meter(Protocol):
-    """Bytes on a card: ``allocated`` by this process's tensors, their ``peak`` since ``restart``; and ``outside`` of
-    them, what this process and all others take."""
+    """Bytes on a card: ``allocated`` by this process's tensors, their ``peak`` since ``restart``; ``taken`` by anybody,
+    and what of that is ``outside`` of this process's tensors."""
 
     def allocated(self) -> int: ...
 
     def peak(self) -> int: ...
 
     def restart(self) -> None: ...
+
+    def taken(self) -> int: ...
 
     def outside(self) -> int: ...
 
@@ -52,11 +55,15 @@ class CudaMeter:
     def restart(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
-    def outside(self) -> int:
+    def taken(self) -> int:
+        gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
-        return total - free - torch.cuda.memory_reserved()
+        return total - free
+
+    def outside(self) -> int:
+        return self.taken() - torch.cuda.memory_reserved()
 
 
 def measure(config: Config, open: Open, meter: Meter, before: int, outside: int) -> Measured:
@@ -70,22 +77,21 @@ def measure(config: Config, open: Open, meter: Meter, before: int, outside: int)
     meter.restart()
     executor.execute(plan).result()
     activations = meter.peak() - standing
+    bare = meter.taken()
     executor.close()
     del executor
+
+    def captured(sizes: Sequence[int]) -> int:
+        executor = open(blocks, sizes)
+        taken = meter.taken() - bare
+        executor.close()
+        return taken
+
     sizes = capture_sizes(config)[::-1]
-    first, two = (_captured(open, blocks, sizes[:count]) for count in (1, 2))
-    graphs = first + (len(sizes) - 1) * max(0, two - first) if sizes else 0
-    return Measured(weights, max(0, activations), graphs, max(0, meter.outside() - outside))
-
-
-def _captured(open: Open, blocks: int, sizes: Sequence[int]) -> int:
-    """Bytes that captured steps of ``sizes`` take."""
-    if not sizes:
-        return 0
-    executor = open(blocks, sizes)
-    taken = executor.captured_bytes
-    executor.close()
-    return taken
+    graphs = captured(sizes[:1]) if sizes else 0
+    if len(sizes) > 1:  # the others live in the memory of the largest, and take little more
+        graphs += (len(sizes) - 1) * max(0, captured(sizes[:2]) - graphs)
+    return Measured(weights, max(0, activations), max(0, graphs), max(0, meter.outside() - outside))
 
 
 def largest_step(config: Config) -> StepPlan:
@@ -114,7 +120,7 @@ def largest_step(config: Config) -> StepPlan:
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def asked_for(error: torch.OutOfMemoryError) -> int:
+def asked_for(error: Exception) -> int:
     """Bytes that the allocation which failed was of; torch says it in its message only. 0 where it does not."""
     found = re.search(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", str(error))
     return int(float(found[1]) * UNITS[found[2]]) if found else 0
@@ -122,8 +128,17 @@ def asked_for(error: torch.OutOfMemoryError) -> int:
 
 @contextmanager
 def told(doing: str, advice: Callable[[int], str]) -> Iterator[None]:
-    """ConfigError where the card's memory ends while ``doing`` something; ``advice`` on the bytes that were lacking."""
+    """ConfigError where the card's memory ends while ``doing`` something; ``advice`` gets the bytes it asked for."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(f"the card's memory ended while {doing}.\n{advice(asked_for(error))}") from error
+        raise ConfigError(ended(doing, error, advice)) from error
+
+
+def is_end(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def ended(doing: str, error: Exception, advice: Callable[[int], str]) -> str:
+    size = asked_for(error)
+    return f"the card's memory ended while {doing}, which asked for {in_mib(size) if size else 'more'}.\n{advice(size)}"
