@@ -85,6 +85,11 @@ def backend(config: Config) -> str:
     return "reference"
 
 
+def place(config: Config) -> str:
+    """Where the tensors of a resolved config are, as torch calls it."""
+    return "cuda" if config.device == "cuda" else "cpu"
+
+
 def open_device(config: Config) -> Device:
     """The device of a resolved config that runs on one (``captures.on_device``)."""
     from tuili.runtime.device import Cuda
