@@ -17,7 +17,7 @@ from tuili.core.scheduler import Scheduler
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
-from tuili.engine.device import able, backend, open_device
+from tuili.engine.device import able, backend, open_device, place
 from tuili.engine.engine import Engine, told_as_it_is
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
@@ -191,9 +191,8 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
     plain = chosen != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
-    model = load_model(
-        checkpoint, config.dtype, cast(int, config.max_model_len), watch, scheme=None if plain else scheme
-    )
+    length = cast(int, config.max_model_len)
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
     if config.compile:
         from tuili.layers.compiled import compile_model
 

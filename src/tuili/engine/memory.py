@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tuili.base.config import Config
 from tuili.base.hardware import Hardware
-from tuili.engine.captures import capture_sizes
+from tuili.engine.captures import capture_sizes, on_device
 from tuili.layers.sizes import pool_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import scheme_of
@@ -82,10 +82,16 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware, measured: Mea
 
 
 def _estimated(config: Config, spec: ModelSpec) -> Measured:
-    weights = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
+    scheme = scheme_of(config.quantization, config.quantization_group_size)
+    weights = weight_bytes(spec, config.dtype, scheme, kernels_of(config))
     activations, cuda = _activations(config, spec, BYTES[config.dtype]), config.device == "cuda"
     graphs = len(capture_sizes(config)) * GRAPH if cuda else 0
     return Measured(weights, activations, graphs, CONTEXT if cuda else 0)
+
+
+def kernels_of(config: Config) -> str:
+    """Whose packing the weights of a resolved config get (``quant.scheme.packing_of``)."""
+    return "triton" if on_device(config) else "cpu"
 
 
 def _activations(config: Config, spec: ModelSpec, size: int) -> int:
@@ -145,10 +151,10 @@ def remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, longe
 
 def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: int) -> list[str]:
     """The widest ``--quantization`` with which the weights leave ``needed`` bytes for the KV cache, where one does."""
-    if config.quantization != "none" or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
+    if config.quantization != "none" or spec.rounded or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
         return []
     for name in ("int8", "int4"):
-        weights = weight_bytes(spec, config.dtype, scheme_of(name))
+        weights = weight_bytes(spec, config.dtype, scheme_of(name), kernels_of(config))
         if memory.beside_kv - memory.weights + weights + needed <= memory.budget:
             return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
     return []
@@ -199,8 +205,9 @@ def _smaller_steps(config: Config, spec: ModelSpec, memory: Memory, size: int) -
 
 
 def _fewer_bits(config: Config, spec: ModelSpec, memory: Memory, size: int) -> list[str]:
-    if config.quantization != "none":
+    if config.quantization != "none" or spec.rounded:
         return []
-    smaller = {name: weight_bytes(spec, config.dtype, scheme_of(name)) for name in ("int8", "int4")}
+    kernels = kernels_of(config)
+    smaller = {name: weight_bytes(spec, config.dtype, scheme_of(name), kernels) for name in ("int8", "int4")}
     found = [name for name, weights in smaller.items() if memory.weights - weights >= size]
     return [f"  --quantization {found[0]} (see docs/quantization.md)"] if found else []

@@ -13,7 +13,7 @@ from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.engine.captures import with_captures
 from tuili.engine.memory import Measured, Memory, in_mib, memory_of, memory_table, remedies
-from tuili.layers.spec import ModelSpec
+from tuili.layers.spec import ModelSpec, refuse_rounding_twice
 from tuili.quant.scheme import scheme_of
 
 log = get(__name__)
@@ -32,6 +32,7 @@ def resolve(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measu
     scheme = scheme_of(config.quantization, config.quantization_group_size)
     if config.deterministic and config.compile:
         raise ConfigError("--deterministic and --compile: compiled parts may depend on the batch; use one of them")
+    refuse_rounding_twice(config.quantization, spec)
     config = config.with_(
         device=device,
         dtype=_dtype(config, spec, device, hardware),
