@@ -163,7 +163,11 @@ def test_a_card_is_shared_and_its_memory_has_vllms_meaning():
     assert whole == table.for_kv // table.block
     assert shared < whole
     with pytest.raises(ConfigError, match="CUDA context"):
-        run(card(2 * GIB, free=GIB // 2))
+        run(card(2 * GIB, free=GIB // 8))
+    tight = run(card(2 * GIB, free=GIB // 2))
+    assert tight.num_gpu_blocks_override * 16 == 4096, (
+        "not refused for an estimate: one request fits beside the weights"
+    )
 
 
 def test_what_was_measured_replaces_the_estimate():

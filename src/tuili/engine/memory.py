@@ -33,7 +33,9 @@ class Measured:
 class Memory:
     """What a run takes, in bytes: ``block`` is one KV block; ``share`` of ``total`` is what all of it may take.
 
-    ``graphs`` and ``context`` are a card's; ``measured`` says whether they, weights and activations were.
+    ``graphs`` and ``context`` are a card's; ``measured`` says whether they, weights and activations were. ``sure`` is
+    what is certainly taken beside the KV cache: a saved config must not be refused for what was measured to fit (law
+    12), because the estimate is higher.
     """
 
     total: int
@@ -55,6 +57,10 @@ class Memory:
     @property
     def beside_kv(self) -> int:
         return self.weights + self.activations + self.graphs + self.context
+
+    @property
+    def sure(self) -> int:
+        return self.beside_kv if self.measured or not self.context else self.weights
 
     @property
     def for_kv(self) -> int:

@@ -112,9 +112,7 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
             + memory_table(memory, blocks)
             + "\n".join(["", "What would fit:", *remedies(config, spec, memory, blocks, longest)])
         )
-    # A card's estimate may be too high for what was measured and saved (law 12): there only what is sure counts.
-    sure = memory.beside_kv if memory.measured or config.device == "cpu" else memory.weights
-    taken = sure + blocks * memory.block
+    taken = memory.sure + blocks * memory.block
     if taken > memory.available:
         raise ConfigError(
             f"{source} asks for more memory than there is: {in_mib(taken)} of {in_mib(memory.available)}.\n"
@@ -125,9 +123,14 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
 
 
 def _room(config: Config, memory: Memory, longest: int) -> int:
-    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits."""
+    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits.
+
+    What a card was not yet seen to take may be estimated too high: one request has room if it fits beside the weights.
+    """
     fits = memory.for_kv // memory.block
-    return fits if config.device == "cuda" else min(fits, max(longest, fits // 2))
+    if config.device == "cpu":
+        return min(fits, max(longest, fits // 2))
+    return max(fits, longest) if memory.sure + longest * memory.block <= memory.budget else fits
 
 
 def effective(config: Config) -> dict[str, Any]:
