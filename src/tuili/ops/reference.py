@@ -75,11 +75,11 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     Activations: silu, gelu_tanh, gelu.
     """
     gate, up = gate_up.chunk(2, -1)
-    pieces = [_activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
+    pieces = [activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * up
 
 
-def _activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "silu":
         return F.silu(x)
     if activation == "gelu_tanh":
