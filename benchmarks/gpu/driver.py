@@ -128,7 +128,7 @@ class Running:
         code, seconds = self.process.poll(), time.monotonic() - self.began
         if code is None and seconds < self.limit:
             return False
-        if code in (AGAIN, -6, -11) and self.starts < STARTS and seconds < self.limit - 10:
+        if code in (AGAIN, -6, -11) and self.starts < STARTS and seconds < 0.7 * self.limit:
             self.start()
             return False
         if code is None:
