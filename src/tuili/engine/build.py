@@ -16,10 +16,11 @@ from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
+from tuili.engine.device import able, backend, open_device
 from tuili.engine.engine import Engine
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.prepare import Limits
-from tuili.engine.resolve import effective, resolve
+from tuili.engine.resolve import capture_sizes, effective, on_device, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
@@ -27,6 +28,7 @@ from tuili.models.weights import weight_files
 from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
+    from tuili.core.executor import Executor
     from tuili.layers.decoder import Decoder
 
 log = get(__name__)
@@ -46,7 +48,8 @@ def build(
     )
     template(False)  # a missing --chat-template is told before the weights are loaded
     weight_files(checkpoint.path)  # missing weights are told before what they would take
-    resolved = resolve(config, checkpoint.spec, probe())
+    config, machine = able(config, probe())
+    resolved = resolve(config, checkpoint.spec, machine)
     log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
     limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
     return TextEngine(
@@ -74,39 +77,58 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
 
 def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
     """The engine of a resolved config, its weights loaded."""
-    let_waiting_threads_sleep()
-    from tuili.executors.local import LocalExecutor
-
-    sizes = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.num_gpu_blocks_override)
-    assert None not in (*sizes, config.threads), "not resolved"
-    max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks = cast(tuple[int, ...], sizes)
-    policy = policies.get(config.scheduling_policy)()
-    executor = LocalExecutor(
-        load(config, checkpoint, progress),
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        kv_cache_dtype=config.kv_cache_dtype,
-    )
+    executor = open_executor(config, load(config, checkpoint, progress))
     clock = WallClock()
     scheduler = Scheduler(
         executor.capacity,
-        policy,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
+        policies.get(config.scheduling_policy)(),
+        max_num_batched_tokens=cast(int, config.max_num_batched_tokens),
+        max_num_seqs=cast(int, config.max_num_seqs),
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         clock=clock,
         max_queued=config.max_num_queued_reqs,
     )
-    return Engine(scheduler, executor, clock)
+    return Engine(scheduler, executor, clock, depth=2 if on_device(config) else 1)
+
+
+def open_executor(config: Config, model: Decoder) -> Executor:
+    """Where plans of a resolved config run on ``model``: a device, or this process."""
+    sizes = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
+    assert None not in sizes, "not resolved"
+    num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], sizes)
+    if on_device(config):
+        from tuili.executors.device import DeviceExecutor
+
+        return DeviceExecutor(
+            model,
+            open_device(config),
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            capture_sizes=capture_sizes(config),
+            kv_cache_dtype=config.kv_cache_dtype,
+        )
+    from tuili.executors.local import LocalExecutor
+
+    return LocalExecutor(
+        model,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        enforce_eager=config.enforce_eager or config.compile,
+        kv_cache_dtype=config.kv_cache_dtype,
+    )
 
 
 def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Decoder:
-    """The model of a resolved config on the ops that compute from now on: the C++ kernels with the weights in their
-    order, or torch's references. That choice is the process's: the engine started last decides."""
+    """The model of a resolved config, on its device and on the ops that compute from now on.
+
+    The C++ kernels get the weights in their order. The choice of ops is the process's: the engine started last decides.
+    """
+    let_waiting_threads_sleep()
     import torch
 
     from tuili import ops
@@ -115,16 +137,14 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
 
     threads = cast(int, config.threads)
     torch.set_num_threads(threads)
-    kernels = config.kernels == "auto" and cpu.describe().built
-    if kernels:
+    chosen = backend(config)
+    if chosen == "cpu":
         cpu.set_threads(threads)
-    elif config.kernels == "auto":
-        log.info("kernels: %s", cpu.describe().why)
-    ops.choose("cpu" if kernels else "reference")
+    ops.choose(chosen)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
-    if not kernels and config.quantization != "none":
+    if chosen == "reference" and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    plain = not kernels and scheme == Scheme()
+    plain = chosen != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     return load_model(
         checkpoint, config.dtype, cast(int, config.max_model_len), watch, scheme=None if plain else scheme

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tuili import ops
-from tuili.ops.cpu import Arena
+from tuili.quant.place import Place
 from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight
 
@@ -19,9 +19,9 @@ class Matrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, into))
         self.stored: Weight | None = None
 
-    def store(self, scheme: Scheme, arena: Arena) -> None:
+    def store(self, scheme: Scheme, place: Place) -> None:
         """Keep the weight as ``scheme`` says, for inference; the parameter and its memory go."""
-        self.hold(Weight.of(self.weight.data, scheme, arena))
+        self.hold(Weight.of(self.weight.data, scheme, place))
 
     def hold(self, weight: Weight) -> None:
         """Compute with ``weight`` from now on; the parameter goes."""

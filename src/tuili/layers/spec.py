@@ -60,7 +60,3 @@ class ModelSpec:
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
-
-    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
-        """Bytes of K and V that one position takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value

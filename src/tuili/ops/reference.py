@@ -73,11 +73,11 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     Activations: silu, gelu_tanh, gelu.
     """
     gate, up = gate_up.chunk(2, -1)
-    pieces = [_activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
+    pieces = [activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * up
 
 
-def _activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "silu":
         return F.silu(x)
     if activation == "gelu_tanh":
@@ -106,7 +106,7 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @op(samples.scale)
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``x`` times ``factor`` rounded to x's dtype (Gemma's embeddings)."""
-    return x * torch.tensor(factor, dtype=x.dtype)
+    return x * torch.tensor(factor, dtype=x.dtype, device="cpu")
 
 
 @op(samples.softcap, tolerance=1e-5)

@@ -13,7 +13,7 @@ from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import GROUPS, Scheme
 
 WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
-KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def plan_memory(
     if not 0 < context <= spec.max_model_len:
         raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
     request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
-    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS)
+    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS["cpu"])
     return MemoryPlan(
         width=width.name,
         kv_dtype=kv_dtype,

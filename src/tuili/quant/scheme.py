@@ -12,28 +12,49 @@ GROUPS = (32, 64, 128)
 TILE = 16
 
 
+#: Side of the blocks of FP8 weights that share a scale.
+BLOCK = 128
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """``format`` names the packing (``tuili.quant.formats``).
+    """``format``: the numbers, dense (floats), int8, int4 or fp8 (E4M3).
 
-    ``group``: inputs that share a scale (0: all of a row's); ``symmetric``: no zero points; ``weight_only``:
-    activations stay floats, instead of being rounded to int8 per row.
+    ``group``: inputs that share a scale (0: all of a row's); ``height``: outputs that share it too (1, or BLOCK);
+    ``symmetric``: no zero points; ``weight_only``: activations stay floats, instead of being rounded per row (fp8: to
+    fp8, else to int8). ``wide_scales``: int4's scales are float32, because float16 would change them.
     """
 
     format: str = "dense"
     group: int = 0
     symmetric: bool = True
     weight_only: bool = False
+    height: int = 1
+    wide_scales: bool = False
 
 
-#: What ``--quantization`` may be. int8 and int4 round the activations to int8 too (W8A8, W4A8).
+#: What ``--quantization`` may be. int8, int4 and fp8 round the activations too (W8A8, W4A8).
 SCHEMES = {
     "none": Scheme(),
     "int8": Scheme("int8"),
     "int8_weight_only": Scheme("int8", weight_only=True),
     "int4": Scheme("int4", GROUPS[0]),
     "int4_weight_only": Scheme("int4", GROUPS[0], weight_only=True),
+    "fp8": Scheme("fp8"),
+    "fp8_weight_only": Scheme("fp8", weight_only=True),
 }
+NUMBERS = ("dense", "int8", "int4", "fp8")
+
+
+def packing_of(scheme: Scheme, kernels: str) -> str:
+    """The packing (a name of ``tuili.quant.formats``) of a matrix that ``kernels`` multiply: "cpu", the C++ ones, or
+    "triton". The one place that decides it. ConfigError for numbers that nothing packs."""
+    if scheme.format not in NUMBERS:
+        raise ConfigError(f"nothing stores weights of format {scheme.format!r}.{nearest(scheme.format, NUMBERS)}")
+    if kernels == "triton":
+        return {"dense": "plain", "int4": "int4_halves"}.get(scheme.format, "bytes")
+    grouped = scheme.group or not scheme.symmetric
+    return "bytes" if scheme.format == "fp8" or (scheme.format == "int8" and grouped) else scheme.format
 
 
 def scheme_of(quantization: str, group: int | None = None) -> Scheme:

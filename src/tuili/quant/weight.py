@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from tuili.base.registry import Registry
-from tuili.ops.cpu import Arena
-from tuili.quant.scheme import TILE, Scheme
+from tuili.quant.place import Place
+from tuili.quant.scheme import Scheme, packing_of
 
 Tensors = dict[str, torch.Tensor]
 #: Elements that are stored at once: what is made on the way stays small, and in the cache.
@@ -18,28 +19,44 @@ SLICE = 1 << 20
 
 @dataclass(frozen=True)
 class Codes:
-    """What an algorithm decided: ``values`` [out, in], int8 for 8 bits and 0..15 in uint8 for 4.
+    """What an algorithm decided: ``values`` [out, in], int8 or float8 for 8 bits and 0..15 in uint8 for 4.
 
-    ``scales`` and ``zeros`` [out, groups]: a weight is ``(value - zero) * scale``; without zeros, zero is 0 for 8 bits
-    and 8 for 4.
+    ``scales`` (float) and ``zeros`` (of the values' dtype) [out / height, groups]: a weight is
+    ``(value - zero) * scale``; without zeros, zero is 0 for 8 bits and 8 for 4.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
 
+    @staticmethod
+    def join(pieces: Sequence[Codes]) -> Codes:
+        """``pieces`` on top of each other."""
+        zeros = [piece.zeros for piece in pieces if piece.zeros is not None]
+        values, scales = (torch.cat([getattr(piece, name) for piece in pieces]) for name in ("values", "scales"))
+        return Codes(values, scales, torch.cat(zeros) if zeros else None)
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Codes:
+        return Codes(change(self.values), change(self.scales), None if self.zeros is None else change(self.zeros))
+
 
 class WeightFormat(Protocol):
     """One packing. It has no state: what it stores are the ``tensors`` of a ``Weight``."""
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
+    #: Rows that are stored together.
+    tile: ClassVar[int]
+
+    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
         """Room for an [out, into] matrix of a model whose activations are ``dtype``."""
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
         """Store ``rows`` [n, into] (floats) from row ``start`` on, rounded to nearest where the scheme rounds.
 
-        ``start`` is a multiple of TILE, and n too unless it ends the matrix.
+        ``start`` is a multiple of ``weight.step``, and n too unless it ends the matrix.
         """
+
+    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
+        """As ``fill``, of rows that are rounded already. Formats of floats have none."""
 
     def dequant(self, weight: Weight) -> torch.Tensor:
         """The meaning: the matrix [out, into] in the activations' dtype."""
@@ -66,29 +83,39 @@ class Weight:
     dtype: torch.dtype
 
     @staticmethod
-    def empty(out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Weight:
+    def empty(out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Weight:
         """Room for a matrix; ``fill`` brings it. ConfigError for an unknown format or one that the scheme misfits."""
-        format = formats.get(scheme.format)()
-        return Weight(scheme, format, format.empty(out, into, scheme, dtype, arena), out, into, dtype)
+        format = formats.get(packing_of(scheme, place.kernels))()
+        return Weight(scheme, format, format.empty(out, into, scheme, dtype, place), out, into, dtype)
 
     @staticmethod
-    def of(matrix: torch.Tensor, scheme: Scheme, arena: Arena) -> Weight:
+    def of(matrix: torch.Tensor, scheme: Scheme, place: Place) -> Weight:
         """``matrix`` [out, into] stored by ``scheme``, for activations of its dtype."""
         out, into = matrix.shape
-        weight = Weight.empty(out, into, scheme, matrix.dtype, arena)
+        weight = Weight.empty(out, into, scheme, matrix.dtype, place)
         for start, end in weight.slices():
-            weight.fill(start, matrix[start:end])
+            weight.fill(start, place.bring(matrix[start:end]))
         return weight
+
+    @property
+    def step(self) -> int:
+        """Where the rows may be cut: they come in multiples of it."""
+        return max(self.format.tile, self.scheme.height)
 
     def slices(self) -> list[tuple[int, int]]:
         """The rows in pieces [start, end) that are stored at once."""
-        step = max(1, SLICE // max(1, self.into) // TILE) * TILE
+        step = max(1, SLICE // max(1, self.into) // self.step) * self.step
         return [(start, min(start + step, self.out)) for start in range(0, self.out, step)]
 
-    def fill(self, start: int, rows: torch.Tensor) -> None:
-        assert start % TILE == 0
-        assert len(rows) % TILE == 0 or start + len(rows) == self.out
-        self.format.fill(self, start, rows)
+    def fill(self, start: int, rows: torch.Tensor | Codes) -> None:
+        """Store rows from ``start`` on: floats, or what they were rounded to."""
+        count = len(rows.values if isinstance(rows, Codes) else rows)
+        assert start % self.step == 0
+        assert count % self.step == 0 or start + count == self.out
+        if isinstance(rows, Codes):
+            self.format.fill_codes(self, start, rows)
+        else:
+            self.format.fill(self, start, rows)
 
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self.format.matmul(self, x, bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,25 @@ class Row:
     counted: int = 0
     #: Hidden state before the next chunk's first position: its prompt logprob needs it.
     before: torch.Tensor | None = None
+
+    def ids(self, chunk: Chunk) -> Sequence[int]:
+        """The ids of the chunk's positions; the one that the scheduler could not know yet is the last sample."""
+        tokens: Sequence[int] = chunk.tokens
+        missing = chunk.count - len(tokens)
+        if missing:
+            if missing != 1 or self.last is None:
+                raise RuntimeError(f"chunk of request {chunk.id} lacks {missing} token ids that were never sampled")
+            tokens = (*tokens, self.last)
+        if self.remembers:
+            self.tokens[chunk.start :] = tokens
+        return tokens
+
+
+def decodes(chunk: Chunk) -> bool:
+    """One position, whose logits alone are needed."""
+    return (
+        chunk.count == 1 and chunk.sample and (chunk.params.prompt_logprobs is None or chunk.start >= chunk.prompt_len)
+    )
 
 
 def _remembers(p: SamplingParams) -> bool:

@@ -82,6 +82,8 @@ def _integer(
     """The product, or None where kernels do not take the arguments."""
     if not _suits(x) or (bias is not None and not _suits(x, bias)) or not tiles.is_contiguous():
         return None
+    if bits == 4 and scales.dtype != torch.float16:
+        return None
     x = _rows(x)
     out = torch.empty(len(x), outputs, dtype=x.dtype)
     tensors = (x, tiles, scales, zeros, bias, out)
@@ -329,6 +331,6 @@ def int4_embedding(
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    if ids.dtype != torch.int64 or dtype not in CODES or not tiles.is_contiguous():
+    if ids.dtype != torch.int64 or dtype not in CODES or not tiles.is_contiguous() or scales.dtype != torch.float16:
         return table["int4_embedding"].reference(ids, tiles, scales, zeros, inputs, group, dtype)
     return _lookup(ids, tiles, scales, zeros, inputs, dtype, 4, group)

@@ -53,6 +53,9 @@ def tile_rows(tiles: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 class Arena:
     """Memory for weights, in large mappings on huge pages, 64-byte aligned; freed with the last tensor made in it."""
 
+    #: Who reads them.
+    kernels = "cpu"
+
     def __init__(self) -> None:
         self._map: mmap.mmap | None = None
         self._used = 0
@@ -73,6 +76,10 @@ class Arena:
             self._used = 0
         tensor = torch.frombuffer(self._map, dtype=dtype, count=count, offset=self._used).view(shape)
         self._used += -(-bytes // 64) * 64
+        return tensor
+
+    def bring(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``tensor`` where the weights are: it is there."""
         return tensor
 
 

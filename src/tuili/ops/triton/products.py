@@ -24,7 +24,7 @@ from tuili.ops.triton.about import FAST, INVARIANT, describe, processors
 from tuili.ops.triton.language import INTERPRETED, cast, dot, whole, widen
 from tuili.ops.triton.rowwise import dense_last, pad, warps
 
-#: How scales apply: not at all, one for all or per output (after the sums), per block of 128 x 128 (to each part).
+#: How scales apply: not at all, one for all or per output (after the sums), per group or block (to each part).
 NONE, AFTER, BLOCKS = 0, 1, 2
 
 
@@ -64,6 +64,7 @@ def _product(
     factors,
     weight,
     scales,
+    zeros,
     bias,
     out,
     parts,
@@ -78,13 +79,17 @@ def _product(
     SCALING: tl.constexpr,
     FACTORS: tl.constexpr,
     BIAS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ZEROS: tl.constexpr,
     EVEN: tl.constexpr,
     OUTS: tl.constexpr,
     ROWS: tl.constexpr,
     INPUTS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """``weight`` floats or bytes; ``FACTORS``: ``x`` are codes, times a factor per row (or row and block)."""
+    """``weight`` floats or bytes; where scales (and zeros) apply to parts, HEIGHT outputs x WIDTH inputs share one, and
+    INPUTS divides WIDTH. ``FACTORS``: ``x`` are codes, times a factor per row (or row and WIDTH inputs)."""
     o, r = _tile(rows, OUTS, ROWS)
     split = tl.program_id(1)
     share = tl.cdiv(tl.cdiv(inputs, INPUTS), SPLITS) * INPUTS
@@ -97,14 +102,18 @@ def _product(
         filled, present = (o < outputs)[:, None], (r < rows)[None, :]
         if not EVEN:
             filled, present = filled & (at < inputs)[None, :], present & (at < inputs)[:, None]
-        w = widen(tl.load(weights + at[None, :], mask=filled, other=0.0), x.dtype.element_ty)
+        w = tl.load(weights + at[None, :], mask=filled, other=0.0)
+        if ZEROS:
+            zero = tl.load(zeros + o // HEIGHT * s_output + first // WIDTH * s_block, mask=o < outputs, other=0)
+            w = w.to(tl.int16) - zero.to(tl.int16)[:, None]
+        w = widen(w, x.dtype.element_ty)
         t = tl.load(places + at[:, None], mask=present, other=0.0)
         if SCALING == 2:
             sums = dot(w, t, tl.zeros((OUTS, ROWS), kind)).to(tl.float32)
-            block = first // 128
+            block = first // WIDTH
             if FACTORS:
                 sums *= tl.load(factors + r * f_row + block, mask=r < rows, other=0)[None, :]
-            sums *= tl.load(scales + o // 128 * s_output + block * s_block, mask=o < outputs, other=0)[:, None]
+            sums *= tl.load(scales + o // HEIGHT * s_output + block * s_block, mask=o < outputs, other=0)[:, None]
             acc += sums
         elif FACTORS and kind == tl.float32:
             # The tensor cores add products of 8-bit floats with some 14 bits: not over all inputs.
@@ -262,12 +271,16 @@ def product(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     tile: tuning.Tile,
+    zeros: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``x`` (floats, or codes with ``factors``) times ``weight`` (floats, or codes with ``scales``), as ``dtype``."""
     x, weight = dense_last(x), dense_last(weight)
     (rows, inputs), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs, dtype=dtype, device=x.device)
-    scaling = NONE if scales is None else BLOCKS if layouts.blocked(scales, outputs) else AFTER
+    height, width = (outputs, inputs) if scales is None else layouts.block_of(scales, outputs, inputs)
+    parted = zeros is not None or width < inputs or height not in (1, outputs)
+    scaling = NONE if scales is None else BLOCKS if parted else AFTER
+    step = min(tile.inputs, width) if width < inputs else tile.inputs
     exact = factors is not None and weight.dtype == torch.int8 and scaling != BLOCKS
     sizes = {"SCALING": scaling, "FACTORS": factors is not None, "BIAS": bias is not None}
     scales = out if scales is None else scales
@@ -275,14 +288,18 @@ def product(
 
     def launch(parts: torch.Tensor, grid: tuple[int, int]) -> None:
         _product[grid](
-            *(x, factors if factors is not None else out, weight, scales, bias if bias is not None else out, out),
+            *(x, factors if factors is not None else out, weight, scales, zeros if zeros is not None else out),
+            *(bias if bias is not None else out, out),
             *(parts, rows, outputs, inputs, x.stride(0), weight.stride(0), 0 if factors is None else factors.stride(0)),
             *(s_output, s_block),
             **sizes,
-            EVEN=inputs % tile.inputs == 0,
+            HEIGHT=height if parted else 1,
+            WIDTH=width if parted else 1,
+            ZEROS=zeros is not None,
+            EVEN=inputs % step == 0,
             OUTS=tile.outputs,
             ROWS=tile.rows,
-            INPUTS=tile.inputs,
+            INPUTS=step,
             SPLITS=tile.splits,
             num_warps=tile.warps,
             num_stages=tile.stages,
@@ -334,10 +351,14 @@ def invariant_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 def _byte_weight_only(invariant: bool) -> Any:
     def byte_weight_only_linear(
-        x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
+        x: torch.Tensor,
+        codes: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        zeros: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tile = tile_of("byte_weight_only_linear", len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
-        return product(x, None, codes, scales, bias, x.dtype, tile)
+        return product(x, None, codes, scales, bias, x.dtype, tile, zeros)
 
     return byte_weight_only_linear
 
@@ -346,8 +367,7 @@ def _byte(invariant: bool) -> Any:
     def byte_linear(
         x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        block = layouts.BLOCK if layouts.blocked(scales, len(codes)) else codes.shape[1]
-        rounded, factors = round_rows(x, codes.dtype, block)
+        rounded, factors = round_rows(x, codes.dtype, layouts.block_of(scales, *codes.shape)[1])  # type: ignore[call-arg]
         tile = tile_of("byte_linear", len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
         return product(rounded, factors, codes, scales, bias, x.dtype, tile)
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
-from tuili.ops.cpu import Arena, packed_embedding, packed_linear, packed_shape, unpack
+from tuili.ops.cpu import packed_embedding, packed_linear, packed_shape, unpack
 from tuili.ops.cpu.store import store_floats
+from tuili.quant.place import Place
 from tuili.quant.scheme import TILE, Scheme
-from tuili.quant.weight import Tensors, Weight, formats
+from tuili.quant.weight import Codes, Tensors, Weight, formats
 
 
 @formats.register("dense")
 class Dense:
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
-        return {"tiles": arena.empty(packed_shape(out, into, dtype), dtype)}
+    tile: ClassVar = TILE
+
+    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
+        return {"tiles": place.empty(packed_shape(out, into, dtype), dtype)}
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
         tiles = weight.tensors["tiles"][start // TILE : -(-(start + len(rows)) // TILE)]
         store_floats(rows.to(weight.dtype), tiles)
+
+    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
+        raise TypeError("floats have no codes")
 
     def dequant(self, weight: Weight) -> torch.Tensor:
         return unpack(weight.tensors["tiles"], weight.out, weight.into)

@@ -3,28 +3,32 @@ floats (W4A16)."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from tuili.base.errors import ConfigError
-from tuili.ops.cpu import Arena, int4_linear, int4_weight_linear
+from tuili.ops.cpu import int4_linear, int4_weight_linear
 from tuili.ops.cpu.integer import by_output, by_tile, pack_int4, unpack_int4
 from tuili.ops.cpu.store import int4_embedding, int4_floats, store_int4
+from tuili.quant.place import Place
 from tuili.quant.scheme import GROUPS, TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
 
 
 @formats.register("int4")
 class Int4:
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
-        if scheme.group not in GROUPS:
-            raise ConfigError(f"int4 with group={scheme.group}: the group must be one of {GROUPS}")
+    tile: ClassVar = TILE
+
+    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
+        check_group(scheme)
         tiles, groups = -(-out // TILE), -(-into // scheme.group)
         tensors = {
-            "tiles": arena.empty((tiles, groups * scheme.group // 8, TILE, 4), torch.uint8),
-            "scales": arena.empty((tiles, groups, TILE), torch.float16),
+            "tiles": place.empty((tiles, groups * scheme.group // 8, TILE, 4), torch.uint8),
+            "scales": place.empty((tiles, groups, TILE), scale_dtype(scheme)),
         }
         if not scheme.symmetric:
-            tensors["zeros"] = arena.empty((tiles, groups, TILE), torch.uint8)
+            tensors["zeros"] = place.empty((tiles, groups, TILE), torch.uint8)
         return tensors
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
@@ -56,3 +60,13 @@ class Int4:
         t = weight.tensors
         group = weight.scheme.group
         return int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, group, weight.dtype)
+
+
+def check_group(scheme: Scheme) -> None:
+    """ConfigError for a group that kernels do not take."""
+    if scheme.group not in GROUPS:
+        raise ConfigError(f"int4 with group={scheme.group}: the group must be one of {GROUPS}")
+
+
+def scale_dtype(scheme: Scheme) -> torch.dtype:
+    return torch.float32 if scheme.wide_scales else torch.float16

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
-from tuili.ops.cpu import Arena, int8_linear, int8_weight_linear
+from tuili.ops.cpu import int8_linear, int8_weight_linear
 from tuili.ops.cpu.integer import pack_int8, unpack_int8
 from tuili.ops.cpu.store import int8_embedding, store_int8
+from tuili.quant.place import Place
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
 
 
 @formats.register("int8")
 class Int8:
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, arena: Arena) -> Tensors:
-        tiles = arena.empty((-(-out // TILE), -(-into // 4), TILE, 4), torch.uint8)
+    tile: ClassVar = TILE
+
+    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
+        tiles = place.empty((-(-out // TILE), -(-into // 4), TILE, 4), torch.uint8)
         return {"tiles": tiles, "scales": torch.empty(out)}
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
