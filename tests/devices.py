@@ -63,7 +63,7 @@ class AtOnce:
         self.closed = False
 
     def host(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        memory = torch.empty(tuple(shape), dtype=dtype)
+        memory = torch.empty(tuple(shape), dtype=dtype, device="cpu")
         memory.view(torch.uint8).fill_(0xA5)
         return memory
 

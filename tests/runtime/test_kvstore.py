@@ -11,8 +11,8 @@ from tuili.base.hardware import Hardware
 from tuili.core.plan import BlockMove
 from tuili.engine.resolve import resolve
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.attention import LARGEST
+from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.runtime.attention.paged import OVER_CODES
 from tuili.runtime.kvstore import KVStore
 

@@ -98,7 +98,7 @@ class Cuda:
         self._pool = torch.cuda.graph_pool_handle()
 
     def host(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu", pin_memory=True)
 
     def submit(self, work: Callable[[], T]) -> Work[T]:
         self._stream.wait_stream(torch.cuda.current_stream(self.torch_device))  # where weights and pools were made

@@ -35,7 +35,7 @@ class KVStore:
         device: torch.device | None = None,
     ):
         sizes = (num_blocks, block_size, kv_heads, head_dim)
-        self.block_size, self.device = block_size, device
+        self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
         self.scaled = dtype in CODES.values()
         shapes = (key_shape(*sizes, dtype), value_shape(*sizes, dtype)) if device is None else cache_shapes(*sizes)
         self.tensors = [self._zeros((layers, *shape), dtype) for shape in shapes]

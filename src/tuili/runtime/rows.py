@@ -24,6 +24,8 @@ class Row:
     num_blocks: int = 0
     #: The id sampled last, for a chunk whose last id was still unknown to the scheduler (depth 2, law 4).
     last: int | None = None
+    #: Whether a step that was submitted to a device samples, or sampled, for this row.
+    sampled: bool = False
     #: [vocab] occurrences in the output, and presence in prompt or output; made on first use by the sampler.
     output_counts: torch.Tensor | None = None
     seen: torch.Tensor | None = None
@@ -37,11 +39,17 @@ class Row:
         missing = chunk.count - len(tokens)
         if missing:
             if missing != 1 or self.last is None:
-                raise RuntimeError(f"chunk of request {chunk.id} lacks {missing} token ids that were never sampled")
+                raise lacking(chunk)
             tokens = (*tokens, self.last)
         if self.remembers:
             self.tokens[chunk.start :] = tokens
         return tokens
+
+
+def lacking(chunk: Chunk) -> RuntimeError:
+    """For a chunk without ids that nobody can fill in (law 4)."""
+    missing = chunk.count - len(chunk.tokens)
+    return RuntimeError(f"chunk of request {chunk.id} lacks {missing} token ids that were never sampled")
 
 
 def decodes(chunk: Chunk) -> bool:

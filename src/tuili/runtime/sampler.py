@@ -21,7 +21,6 @@ from tuili.runtime.penalties import adjust, needs_adjusting
 from tuili.runtime.random import uniform
 from tuili.runtime.rows import Row
 
-
 #: Log-probabilities of some tokens, one per row of logits, and of the highest: tokens, values, ranks [rows], top
 #: values, top ids [rows, width].
 Top = tuple[torch.Tensor, ...]
