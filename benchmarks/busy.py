@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tuili.base import log
 from tuili.base.config import Config
 from tuili.bench import offline
 from tuili.bench.arms import open_engine, vocabulary
-from tuili.bench.provenance import provenance
+from tuili.bench.provenance import provenance, results_folder
 from tuili.bench.statistics import median
 from tuili.bench.workload import Span, fixed_random
 
@@ -84,7 +83,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--output", type=int, default=256, help="tokens")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-busy", help="folder")
+    parser.add_argument("--out", type=Path, default=results_folder(RESULTS), help="folder of the results")
     options = parser.parse_args()
     log.setup(default="ERROR")
     report = measure(options)

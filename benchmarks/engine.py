@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuili.base import hardware, log
+from tuili.base import log
 from tuili.base.config import Config
 from tuili.bench.arms import Arm, compare, vocabulary
-from tuili.bench.provenance import provenance
+from tuili.bench.provenance import provenance, results_folder
 from tuili.bench.workload import Span, Workload, fixed_random, preset
 from tuili.cli.progress import counting
 
@@ -50,7 +48,7 @@ def main() -> None:
         with counting(f"{name}: runs", len(arms) * (options.repeats + 1)) as tick:
             results, work = compare(arms, partial(workload, name, options), options.repeats, tick)
         report["workloads"][name] = {"workload": work.describe(), "arms": results}
-    folder = options.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{slug(hardware.probe().cpu)}"
+    folder = options.out or results_folder(RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "engine.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "engine.md").write_text(markdown(report))
@@ -85,10 +83,6 @@ def workload(name: str, options: argparse.Namespace, engine: TextEngine) -> Work
         return preset("mixed", options.requests, max_len=longest, vocab=vocab)
     prompt, answer = Span(longest // 2, longest // 2), Span(max(1, longest // 64), longest // 8)
     return fixed_random(options.requests, prompt, answer, shared_prefix=0.9, vocab=vocab)
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ import psutil
 from tuili.base.errors import TuiliError
 from tuili.bench.http import Client, HttpError, Response
 from tuili.bench.load import Events
-from tuili.bench.provenance import provenance
+from tuili.bench.provenance import provenance, results_folder
 from tuili.bench.statistics import median
 from tuili.cli.progress import counting
 
@@ -411,7 +411,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rss-bound", type=float, default=0.03, help="growth that still passes: last third over second"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "soak")
+    parser.add_argument("--out", type=Path, default=results_folder(RESULTS))
     parser.add_argument("server", nargs="*", help=f"options of `tuili serve`, after --; default: {' '.join(SATURATED)}")
     options = parser.parse_args()
     options.server = options.server or SATURATED

@@ -1,117 +1,96 @@
-"""`make gpu-check`: the kernels against their references on the card, then what the card can do.
+"""`make gpu-check`: is the CUDA backend right on this card, and how near does it come to what the card can do?
 
-    python benchmarks/gpu/check.py [--only OP]
+    python benchmarks/gpu/check.py [--only NAME] [--budget-minutes M] [--out FOLDER] [--tiny]
 
-Refuses where there is no CUDA device. Writes ``benchmarks/results/gpu/<card>/check.json``. Not here yet, because they
-need the engine on the card: the equality matrix, and tokens per second beside transformers (docs/gpu.md).
+The pieces (``pieces.py``) run in processes of their own, the weightiest first; each notes what it found as soon as it
+has it. A piece that fails or runs late is recorded and the next begins; what the budget has no room for is left out and
+named. Writes ``check.json``, ``check.md`` and ``roofline.png`` to ``benchmarks/results/gpu/<card>/``; ``report.py``
+makes the last two again from the first. Needs a CUDA device; ``--tiny`` shows on a CPU, by Triton's interpreter, that
+all of it works, and measures nothing.
+
+Exits with 1 where something is wrong, with 2 where there is no card.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
+HERE = Path(__file__).resolve().parent
+# The package's folder must not stay on the path: others would take our modules for theirs.
+sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
+import gpu  # noqa: E402
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
-
-
-def tensors(args: tuple[Any, ...], made: Any) -> list[torch.Tensor]:
-    """What a call returned and may have written, in float32 on the CPU."""
-    returned = made if isinstance(made, tuple) else () if made is None else (made,)
-    return [t.float().cpu() for t in (*returned, *args) if isinstance(t, torch.Tensor)]
+sys.path.remove(str(HERE.parent))
 
 
-def difference(entry: Any, implementation: Callable[..., Any], sample: Any, device: str) -> tuple[float, float]:
-    """The largest relative error of a sample computed on ``device``, and what is allowed."""
-    args, kwargs = sample.make(torch.Generator().manual_seed(0))
-    want = tensors(args, entry.reference(*args, **kwargs))
-    args, kwargs = sample.make(torch.Generator().manual_seed(0))
-    args = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args)
-    have = tensors(args, implementation(*args, **kwargs))
-    errors = [
-        float((h - w).abs().max()) / max(1.0, float(w.abs().max()))
-        for h, w in zip(have, want, strict=True)
-        if w.numel()
-    ]
-    return max(errors, default=0.0), max(entry.tolerance, 2**-7 if sample.name.endswith("16") else 0.0)
-
-
-def check_ops(device: str, only: str = "") -> list[dict[str, Any]]:
-    """Every Triton implementation on every sample of its op; one entry per failure or error."""
-    from tuili import ops
-    from tuili.ops.triton import FAST, INVARIANT
-
-    failures = []
-    for entry in ops.table.values():
-        for backend in (FAST, INVARIANT):
-            if backend not in entry.implementations or only not in entry.name:
-                continue
-            for sample in entry.samples():
-                name = {"op": entry.name, "backend": backend, "sample": sample.name}
-                try:
-                    error, allowed = difference(entry, entry.implementations[backend], sample, device)
-                except Exception as problem:  # a kernel that does not compile must not hide the others
-                    failures.append({**name, "problem": f"{type(problem).__name__}: {problem}"})
-                    continue
-                if not error <= allowed:
-                    failures.append({**name, "problem": f"off by {error:.2e}, allowed {allowed:.2e}"})
-    return failures
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Median time of ``call`` on the card."""
-    from triton.testing import do_bench
-
-    return do_bench(call, return_mode="median") / 1000
-
-
-def peaks() -> dict[str, float]:
-    """Copy bandwidth in bytes per second, and bfloat16 matrix products in operations per second."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    return {
-        "copy_bytes_per_second": 2 * source.nbytes / seconds(lambda: target.copy_(source)),
-        "bfloat16_operations_per_second": 2 * 8192**3 / seconds(lambda: a @ b),
-    }
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="pieces whose name contains this (several: separated by commas)")
+    parser.add_argument("--budget-minutes", type=float, default=7.5, help="after this nothing more begins")
+    parser.add_argument("--out", type=Path, help="folder of the results; default: by the card's name")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes on the CPU, interpreted: shows that it works")
+    parser.add_argument("--list", action="store_true", help="name the pieces and end")
+    parser.add_argument("--piece", help=argparse.SUPPRESS)  # the driver's way to start one
+    parser.add_argument("--seconds", type=float, default=float("inf"), help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="ops whose name contains this")
-    only = parser.parse_args().only
-    os.environ["TRITON_INTERPRET"] = "0"
-    if not torch.cuda.is_available():
+    options = arguments()
+    os.environ["TRITON_INTERPRET"] = "1" if options.tiny else "0"
+    if options.piece:
+        return run_piece(options)
+    import torch
+
+    from gpu.pieces import PIECES
+
+    wanted = [name for name in options.only.split(",") if name]
+    pieces = [p for p in PIECES if not wanted or any(name in p.name for name in wanted)]
+    if options.list:
+        print("\n".join(f"{p.name:26} {p.seconds:4.0f} s" for p in pieces))
+        return 0
+    if not options.tiny and not torch.cuda.is_available():
         print(f"gpu-check needs an NVIDIA GPU, and torch {torch.__version__} sees none. Without one, the kernels are")
         print("tested by Triton's interpreter (make test) and compiled by benchmarks/gpu/compiled.py.")
         return 2
     from tuili.ops import triton
-    from tuili.ops.triton.tuning import slug
 
     about = triton.describe()
     if not about.usable:
         print(f"gpu-check: {about.why}")
         return 2
-    began = time.perf_counter()
-    failures = check_ops("cuda", only)
-    for failure in failures:
-        print("FAILED {op} {backend} {sample}: {problem}".format(**failure))
-    print(f"ops: {len(failures)} failures, {time.perf_counter() - began:.0f} s")
-    measured = peaks()
-    print(", ".join(f"{name} {value:.3e}" for name, value in measured.items()))
-    folder = RESULTS / slug(about.card)
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"card": about.card, "torch": torch.__version__, "failures": failures, **measured}
-    (folder / "check.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if failures else 0
+    from tuili.ops.triton.tuning import slug
+
+    out = options.out or (HERE.parent / "results" / "gpu" / (slug(about.card) or "tiny"))
+    from gpu.driver import Driver
+
+    driver = Driver(out, options.tiny, options.budget_minutes * 60)
+    driver.run(pieces)
+    from gpu.report import write_report
+
+    print(write_report(out / "check.json"))
+    return 1 if driver.failures() else 0
+
+
+def run_piece(options: argparse.Namespace) -> int:
+    """One piece, in this process."""
+    from gpu.driver import AGAIN
+    from gpu.pieces import PIECES
+    from gpu.place import Place, Poisoned
+
+    piece = next(p for p in PIECES if p.name == options.piece)
+    place = Place("cpu" if options.tiny else "cuda", options.tiny, options.out, time.monotonic() + options.seconds)
+    try:
+        piece.run(place)
+    except Poisoned:
+        return AGAIN
+    return 0
 
 
 if __name__ == "__main__":
+    assert gpu.__file__
     sys.exit(main())

@@ -4,6 +4,7 @@
 
 The launches are those of real shapes, on tensors of the CPU; nothing runs. Printed for each kernel: registers of a
 thread, bytes that spill, shared memory, and how many tensor-core and asynchronous-copy instructions the code has.
+Exits with 1 where one does not compile or would not start: more shared memory than a block may have.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 TARGET = GPUTarget("cuda", 90, 32)
+#: Bytes of shared memory that a block may have.
+MOST_SHARED = 227 * 1024
 INSTRUCTIONS = {
     "wgmma": r"wgmma\.mma_async",
     "mma": r"mma\.sync",
@@ -87,82 +91,165 @@ def show(name: str, compiled: Any) -> None:
         f"warps {compiled.metadata.num_warps} stages {compiled.metadata.num_stages}  {made}",
         flush=True,
     )
+    if compiled.metadata.shared > MOST_SHARED:
+        raise RuntimeError(f"{name} takes {compiled.metadata.shared} bytes of shared memory, of {MOST_SHARED}")
 
 
-def launches() -> dict[str, Callable[[], Any]]:
-    """Calls of every op in the shapes of Llama-3.1-8B (32 heads, 8 KV heads of 128, hidden 4096)."""
-    from tuili.ops.samples import paged
-    from tuili.ops.table import table
-    from tuili.ops.triton import about, attention, cache, layouts, products, rowwise, sampling  # noqa: F401
+Calls = dict[str, Callable[[], Any]]
+HALF = torch.bfloat16
+BACKENDS = ("triton", "triton_invariant")
+
+
+def launches() -> Calls:
+    """Calls of every op in the shapes of Llama-3.1-8B (32 heads, 8 KV heads of 128, hidden 4096), and what differs in
+    others: head dimensions, groups, dtypes."""
+    # Without a card they are not imported by themselves.
+    from tuili.ops.triton import about, attention, cache, products, rowwise, sampling  # noqa: F401
 
     about.INTERPRETED_PROCESSORS = 132
-    half = torch.bfloat16
-    calls: dict[str, Callable[[], Any]] = {}
+    return {**row_calls(), **attention_calls(), **sampling_calls(), **product_calls()}
 
-    def add(name: str, op: str, *args: Any, backend: str = "triton", **kwargs: Any) -> None:
-        calls[name] = lambda: table[op].implementations[backend](*args, **kwargs)
 
-    x, norm = torch.zeros(4, 4096, dtype=half), torch.ones(4096, dtype=half)
-    add("rms_norm", "rms_norm", x, norm, 1e-5)
-    add("rms_norm of heads", "rms_norm", x.view(4, 32, 128), norm[:128], 1e-5)
-    add("add_rms_norm", "add_rms_norm", x, x.clone(), norm, 1e-5)
-    add("gated", "gated", torch.zeros(4, 28672, dtype=half), "silu")
-    add("embedding", "embedding", x, torch.zeros(2, dtype=torch.long))
-    add("softcap", "softcap", x, 30.0)
-    angles = torch.zeros(2, 4, 64)
-    add("rotate", "rotate", x.view(4, 32, 128), *angles)
-    for name, queries, contexts in (
-        ("decode", [1, 1], [5000, 3000]),
-        ("prefill", [2048], [2048]),
-        ("chunk of 16", [16, 16], [900, 900]),
-    ):
-        args = paged(torch.Generator(), half, queries, contexts, 32, 8, 128)
-        caches = [torch.zeros(shape, dtype=half) for shape in cache.cache_shapes(400, 16, 8, 128)]
-        rest = *args[3:], 0.1
-        add(f"attention {name}", "paged_attention", args[0], *caches, *rest)
-        add(f"attention {name}, invariant", "paged_attention", args[0], *caches, *rest, backend="triton_invariant")
-        for kind, dtype in (("int8", torch.int8), ("fp8", layouts.FP8)):
-            codes, steps = [c.to(dtype) for c in caches], [torch.ones(400, 8, 16)] * 2
-            add(f"attention {name}, {kind}", f"paged_attention_{kind}", args[0], *codes, *steps, *rest)
-            kv, slots = [torch.zeros(2, 8, 128, dtype=half)] * 2, torch.arange(2)
-            add(f"write_kv_{kind}", f"write_kv_{kind}", *kv, *codes, *steps, slots)
-    add("attention window, cap", "paged_attention", args[0], *caches, *rest, 512, 50.0)
-    add("write_kv", "write_kv", *kv, *caches, slots)
-    q = torch.zeros(2, 32, 128, dtype=half)
-    add("rotate_write_kv", "rotate_write_kv", q, *kv, *angles[:, :2], *caches, slots)
-    args = paged(torch.Generator(), half, [1, 1], [5000, 3000], 8, 4, 256)
-    caches = [torch.zeros(shape, dtype=half) for shape in cache.cache_shapes(600, 16, 4, 256)]
-    add("attention decode of 256 dimensions", "paged_attention", args[0], *caches, *args[3:], 0.1)
+def call(op: str, *args: Any, backend: str = "triton", **kwargs: Any) -> Callable[[], Any]:
+    from tuili.ops.table import table
+
+    return lambda: table[op].implementations[backend](*args, **kwargs)
+
+
+def row_calls() -> Calls:
+    x, norm, angles = torch.zeros(4, 4096, dtype=HALF), torch.ones(4096, dtype=HALF), torch.zeros(2, 4, 64)
+    return {
+        "rms_norm": call("rms_norm", x, norm, 1e-5),
+        "rms_norm of 1024": call("rms_norm", x[:, :1024], norm[:1024], 1e-5),
+        "rms_norm of heads": call("rms_norm", x.view(4, 32, 128), norm[:128], 1e-5),
+        "add_rms_norm": call("add_rms_norm", x, x.clone(), norm, 1e-5),
+        **{name: call("gated", torch.zeros(4, 28672, dtype=HALF), name) for name in ("silu", "gelu_tanh", "gelu")},
+        "embedding": call("embedding", x, torch.zeros(2, dtype=torch.long)),
+        "softcap": call("softcap", x, 30.0),
+        "rotate": call("rotate", x.view(4, 32, 128), *angles),
+        "rotate of 256": call("rotate", x.view(4, 16, 256), *torch.zeros(2, 4, 128)),
+        "rotate in part": call("rotate", x.view(4, 32, 128), *angles[..., :48]),
+    }
+
+
+#: Queries and contexts of a batch; ``split``: few tiles, so that keys are split.
+BATCHES = {
+    "decode": ([1, 1], [5000, 3000]),
+    "decode of 256": ([1] * 256, [300] * 256),
+    "prefill": ([2048], [2048]),
+    "chunk of 16": ([16, 16], [900, 900]),
+    "mixed": ([1, 1, 510], [5000, 300, 510]),
+}
+
+
+def attention_calls() -> Calls:
+    made: Calls = {}
+    for name in BATCHES:
+        made |= _attention(f"attention {name}", name, 32, 8, 128)
+    for name in ("decode", "prefill"):
+        made |= _attention(f"attention {name}, group 2", name, 16, 8, 128, kinds=("",))
+        made |= _attention(f"attention {name}, 64 dimensions", name, 32, 8, 64)
+        made |= _attention(f"attention {name}, 256 dimensions", name, 8, 4, 256)
+        made |= _attention(f"attention {name}, window and cap", name, 16, 8, 128, ("",), HALF, 512, 50.0)
+        for dtype in (torch.float32, torch.float16):
+            made |= _attention(f"attention {name}, {dtype}", name, 32, 8, 128, ("", "_fp8"), dtype)
+    return made
+
+
+def _attention(
+    label: str,
+    batch: str,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    kinds: tuple[str, ...] = ("", "_int8", "_fp8"),
+    dtype: torch.dtype = HALF,
+    *more: Any,
+) -> Calls:
+    """Attention and cache writes over each kind of cache, on both backends."""
+    from tuili.ops.samples import paged
+    from tuili.ops.triton import cache, layouts
+
+    q, _, _, *rest = paged(torch.Generator(), dtype, *BATCHES[batch], heads, kv_heads, dim)
+    blocks = int(rest[0].max()) + 1
+    made = {}
+    k, v = torch.zeros(2, len(q), kv_heads, dim, dtype=dtype)
+    slots, angles = torch.arange(len(q)), torch.zeros(2, len(q), dim // 2)
+    for kind in kinds:
+        held = {"": dtype, "_int8": torch.int8, "_fp8": layouts.FP8}[kind]
+        caches = [torch.zeros(shape, dtype=held) for shape in cache.cache_shapes(blocks, 16, kv_heads, dim)]
+        if kind:
+            caches += [torch.ones(blocks, kv_heads, 16) for _ in range(2)]
+        for backend in BACKENDS:
+            name = f"{label}{kind}" + (", invariant" if backend == BACKENDS[1] else "")
+            made[name] = call(f"paged_attention{kind}", q, *caches, *rest, 0.1, *more, backend=backend)
+        made[f"{label}, write_kv{kind}"] = call(f"write_kv{kind}", k, v, *caches, slots)
+        if not kind:
+            made[f"{label}, rotate_write_kv"] = call("rotate_write_kv", q, k, v, *angles, *caches, slots)
+    return made
+
+
+def sampling_calls() -> Calls:
+    made: Calls = {}
     one, some = torch.ones(2), torch.ones(2, dtype=torch.long)
-    add("argmax", "argmax", torch.zeros(2, 128256, dtype=half))
-    add("draw", "draw", torch.zeros(2, 128256, dtype=half), one, one, some, one, one.double())
-    for rows in (1, 16, 256):
-        x = torch.zeros(rows, 4096, dtype=half)
-        for group in (128, 32):
+    for dtype in (HALF, torch.float32):
+        logits = torch.zeros(2, 128256, dtype=dtype)
+        made[f"argmax {dtype}"] = call("argmax", logits)
+        made[f"draw {dtype}"] = call("draw", logits, one, one, some, one, one.double())
+        made[f"logprobs {dtype}"] = call("logprobs", logits, some, 5)
+    made["logprobs, the best"] = call("logprobs", logits, some, 1)
+    made["logprobs of none"] = call("logprobs", logits, some, 0)
+    return made
+
+
+def product_calls() -> Calls:
+    from tuili.ops.triton import layouts
+
+    made: Calls = {}
+    for rows in (1, 8, 16, 64, 256):
+        x = torch.zeros(rows, 4096, dtype=HALF)
+        for group in (128, 64, 32):
             tiles = torch.zeros(64, 4096 // group, 64, group // 2, dtype=torch.uint8)
             scales, zeros = (torch.zeros(64, 4096 // group, 64, dtype=d) for d in (torch.float16, torch.uint8))
-            add(f"int4 g{group} of {rows} rows", "int4_weight_only_linear", x, tiles, scales, zeros, 4096)
+            weight = tiles, scales, zeros if group < 128 else None, 4096
+            for backend in BACKENDS:
+                name = f"int4 g{group} of {rows} rows" + (", invariant" if backend == BACKENDS[1] else "")
+                made[name] = call("int4_weight_only_linear", x, *weight, backend=backend)
         for kind in (torch.int8, layouts.FP8):
             codes = torch.zeros(4096, 4096, dtype=torch.uint8).view(kind)
             for label, scales in (("", torch.ones(4096, 1)), (" blocks", torch.ones(32, 32))):
-                name = f"{str(kind).removeprefix('torch.')}{label} of {rows} rows"
-                add(f"{name}, weight only", "byte_weight_only_linear", x, codes, scales)
-                add(name, "byte_linear", x, codes, scales)
-    weight = torch.zeros(4096, 4096, dtype=half)
-    add("floats, invariant", "linear", x, weight, backend="triton_invariant")
-    return calls
+                for backend in BACKENDS:
+                    name = f"{str(kind).removeprefix('torch.')}{label} of {rows} rows"
+                    name += ", invariant" if backend == BACKENDS[1] else ""
+                    made[f"{name}, weight only"] = call("byte_weight_only_linear", x, codes, scales, backend=backend)
+                    made[name] = call("byte_linear", x, codes, scales, backend=backend)
+    for dtype in (HALF, torch.float16, torch.float32):
+        x, weight = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 4096, dtype=dtype)
+        made[f"floats {dtype}, invariant"] = call(
+            "linear", x, weight, torch.zeros(4096, dtype=dtype), backend=BACKENDS[1]
+        )
+    return made
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="launches whose name contains this")
     wanted = parser.parse_args().only
+    failures = []
     with only_compiling(show):
-        for name, call in launches().items():
-            if wanted in name:
-                print(name, flush=True)
-                call()
+        for name, launch in launches().items():
+            if wanted not in name:
+                continue
+            print(name, flush=True)
+            try:
+                launch()
+            except Exception as error:  # one that does not compile must not hide the others
+                failures.append(name)
+                print(f"  FAILED {type(error).__name__}: {error}", flush=True)
+    if failures:
+        print(f"{len(failures)} failed: {'; '.join(failures)}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import signal
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     places = Places(options.cache.expanduser().resolve())
     # Short scenarios must never mix with real figures.
-    folder = options.out or (places.root / "quick" if options.quick else results_folder())
+    folder = options.out or (
+        places.root / "quick"
+        if options.quick
+        else provenance.results_folder(REPOSITORY / "benchmarks" / "results") / "rivals"
+    )
     results = Results(folder / "raw.jsonl", {places.root: "CACHE", REPOSITORY: ".", Path.home(): "~"})
     shapes, chosen = [SHAPES[name] for name in options.models], arms(options.arms)
     if not options.report_only:
@@ -114,11 +116,6 @@ def reference(shape: Shape, places: Places, threads: int) -> list[int]:
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-
-
-def results_folder() -> Path:
-    cpu = re.sub(r"[^a-z0-9]+", "-", hardware.probe().cpu.lower()).strip("-")
-    return REPOSITORY / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{cpu}" / "rivals"
 
 
 if __name__ == "__main__":

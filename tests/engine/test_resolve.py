@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tuili.base.config import Config, dump, load, options
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
+from tuili.engine.captures import capture_sizes
+from tuili.engine.memory import Measured, memory_of, memory_table
 from tuili.engine.resolve import effective, resolve
+from tuili.layers.sizes import kv_bytes_per_position
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.quant.scheme import SCHEMES
 
@@ -43,7 +47,7 @@ def test_everything_that_shapes_the_run_has_a_value():
         "kv_tokens": 128 * 4096,
     }
     assert config.served_model_name == "m"
-    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.kv_bytes_per_token(2)
+    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.num_layers * kv_bytes_per_position(SPEC, config.dtype)
 
 
 settings_drawn = st.fixed_dictionaries(
@@ -61,14 +65,19 @@ settings_drawn = st.fixed_dictionaries(
         "threads": st.integers(1, 64),
         "quantization": st.sampled_from(list(SCHEMES)),
         "quantization_group_size": st.sampled_from([32, 64, 128]),
+        "kv_cache_dtype": st.sampled_from(["auto", "int8", "fp8"]),
+        "max_cudagraph_capture_size": st.integers(1, 600),
+        "enforce_eager": st.booleans(),
+        "deterministic": st.booleans(),
+        "device": st.sampled_from(["auto", "cpu", "cuda"]),
     },
 )
 
 
-@given(given=settings_drawn, memory=st.integers(200 << 20, 64 * GIB), fast=st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, tmp_path_factory):
-    hardware = machine(memory, ("amx_bf16",) if fast else ())
+@given(given=settings_drawn, memory=st.integers(200 << 20, 64 * GIB), fast=st.booleans(), on_card=st.booleans())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, on_card, tmp_path_factory):
+    hardware = card(memory) if on_card else machine(memory, ("amx_bf16",) if fast else ())
     try:
         once = run(hardware, **given)
     except ConfigError:
@@ -103,11 +112,83 @@ def test_dtype(stored, isa, expected, caplog):
     assert run(machine(isa=isa), spec, dtype="float16").dtype == "float16"
 
 
+def card(memory: int = 100 * GIB, free: int | None = None) -> Hardware:
+    return machine(gpu="H200", gpu_memory=memory, gpu_free=memory if free is None else free)
+
+
 def test_a_gpu_is_used_where_there_is_one():
-    config = run(machine(gpu="H200", gpu_memory=100 * GIB))
-    assert (config.device, config.max_num_seqs) == ("cuda", 256)
+    config = run(card())
+    assert (config.device, config.max_num_seqs, config.max_num_batched_tokens) == ("cuda", 256, 8192)
     with pytest.raises(ConfigError, match="no CUDA device"):
         run(device="cuda")
+
+
+def test_captured_sizes_are_vllms():
+    """https://docs.vllm.ai/en/latest/api/vllm/config/compilation: cudagraph_capture_sizes."""
+    by_eights = [1, 2, 4, *range(8, 256, 8)]
+    assert list(capture_sizes(run(card(), max_num_seqs=256))) == [*by_eights, 256]
+    assert list(capture_sizes(run(card(), max_num_seqs=512))) == [*by_eights, *range(256, 513, 16)]
+    assert run(card(), max_num_seqs=2000).max_cudagraph_capture_size == 512
+
+
+@given(rows=st.integers(1, 1200), largest=st.none() | st.integers(1, 1200))
+@settings(max_examples=100, deadline=None)
+def test_every_step_up_to_the_largest_captured_one_fits_a_size(rows, largest):
+    config = run(card(), max_num_seqs=rows, max_cudagraph_capture_size=largest)
+    sizes = capture_sizes(config)
+    assert list(sizes) == sorted(set(sizes))
+    assert sizes[0] == 1
+    assert sizes[-1] == min(rows, largest or 512)
+    assert all(
+        after - before <= max(1, 16 if after >= 256 else 8 if after > 4 else 2) for before, after in pairwise(sizes)
+    )
+
+
+def test_what_captures_nothing_takes_no_captured_sizes():
+    for hardware, how in ((card(), {"enforce_eager": True}), (machine(), {}), (card(), {"kernels": "reference"})):
+        config = run(hardware, **how)
+        assert (config.max_cudagraph_capture_size, capture_sizes(config)) == (None, ())
+        with pytest.raises(ConfigError, match="--max-cudagraph-capture-size 8 has no effect"):
+            run(hardware, max_cudagraph_capture_size=8, **how)
+    assert capture_sizes(run(kernels="triton", max_num_seqs=4)) == (1, 2, 4), "interpreted, they are tested on a CPU"
+
+
+def test_a_card_is_shared_and_its_memory_has_vllms_meaning():
+    """The share is of all memory (as vLLM's), and no more is used than is free."""
+    half = run(card(), gpu_memory_utilization=0.5, max_model_len=64, max_num_seqs=1)
+    assert half.num_gpu_blocks_override == 4, "no more than the rows can need"
+    small = card(2 * GIB)
+    whole, shared = (run(h, max_num_seqs=64).num_gpu_blocks_override for h in (small, card(2 * GIB, free=GIB)))
+    table = memory_of(run(small, max_num_seqs=64), SPEC, small)
+    assert whole == table.for_kv // table.block
+    assert shared < whole
+    with pytest.raises(ConfigError, match="CUDA context"):
+        run(card(2 * GIB, free=GIB // 8))
+    tight = run(card(2 * GIB, free=GIB // 2))
+    assert tight.num_gpu_blocks_override * 16 == 4096, (
+        "not refused for an estimate: one request fits beside the weights"
+    )
+
+
+def test_what_was_measured_replaces_the_estimate():
+    hardware = card(4 * GIB)
+    measured = Measured(weights=GIB, activations=GIB // 2, graphs=GIB // 8, context=GIB // 4)
+    config = resolve(Config(), SPEC, hardware, measured)
+    memory = memory_of(config, SPEC, hardware, measured)
+    assert memory.for_kv == int(4 * GIB * 0.9) - GIB - GIB // 2 - GIB // 8 - GIB // 4
+    assert config.num_gpu_blocks_override == memory.for_kv // memory.block
+    assert resolve(config, SPEC, hardware) == config, "resolved, it does not ask again"
+    lean = resolve(Config(gpu_memory_utilization=1.0), SPEC, hardware, Measured(GIB, 0, 0, 0))
+    assert resolve(lean, SPEC, hardware) == lean, "what was measured to fit is not estimated to be too much"
+    text = memory_table(memory, config.num_gpu_blocks_override)
+    for word in ("weights", "activations", "captured steps", "CUDA context", "KV cache", "free", "as measured"):
+        assert word in text
+
+
+def test_deterministic_and_compile_do_not_go_together():
+    assert run(deterministic=True).deterministic
+    with pytest.raises(ConfigError, match="use one of them"):
+        run(deterministic=True, compile=True)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from tiny_models import CASES, Tiny
 
 from tuili.base.errors import ModelError
+from tuili.layers.sizes import kv_bytes_per_position
 from tuili.layers.spec import ModelSpec
 from tuili.models import families, family_of
 from tuili.models.checkpoint import open_checkpoint
@@ -170,7 +171,8 @@ def test_real_configs_are_read(shared: Path) -> None:
     def spec(part: str) -> ModelSpec:
         return next(s for name, s in read.items() if part in name)
 
-    assert spec("llama-2-7b-hf").kv_bytes_per_token(2) == 524_288
+    llama = spec("llama-2-7b-hf")
+    assert llama.num_layers * kv_bytes_per_position(llama, "bfloat16") == 524_288
     assert spec("Llama-3.2-1B").rope.kind == "llama3"
     assert spec("gemma-2-9b-it").windows[:3] == (4096, None, 4096)
     assert (spec("Qwen3-0.6B").head_dim, spec("Qwen3-0.6B").tied) == (128, True)

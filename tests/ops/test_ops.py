@@ -256,17 +256,31 @@ class TestPagedAttentionIsInvariant:
     def test_to_what_lies_past_the_context(
         self, dtype: torch.dtype, shape: tuple[int, int, int], kind: dict[str, Any]
     ) -> None:
-        """Slots that are not written yet may hold anything finite that an earlier owner left."""
+        """Slots that are not written yet may hold anything that an earlier owner left, not-a-number too."""
         q, k, v, table, start, lengths = paged(generator(8), dtype, [1, 40, 1], [130, 70, 33], *shape)
         expected = ops.paged_attention(q, k, v, table, start, lengths, shape[2] ** -0.5, **kind)
         for blocks, context in zip(table, (130, 70, 33), strict=True):
             past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
-            junk = torch.full((len(past), *shape[1:]), 1e4, dtype=dtype)
-            ops.write_kv(junk, -junk, k, v, past)
+            junk = torch.full((len(past), *shape[1:]), torch.nan, dtype=dtype)
+            ops.write_kv(junk, junk, k, v, past)
         assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, shape[2] ** -0.5, **kind), expected)
 
 
 @pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("backend", sorted(ops.paged_attention.implementations))
+def test_not_even_nan_left_by_an_earlier_owner_is_read(backend: str) -> None:
+    """Neither in the rest of the last block nor where a shorter request is padded to a longer one's blocks."""
+    contexts = [37, 90, 5]
+    q, k, v, table, start, lengths = paged(generator(), torch.float32, [1, 5, 1], contexts, 4, 2, 32)
+    with ops.use(backend):
+        expected = ops.paged_attention(q, k, v, table, start, lengths, 0.2)
+        for blocks, context in zip(table, contexts, strict=True):
+            past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
+            junk = torch.full((len(past), 2, 32), torch.nan)
+            ops.write_kv(junk, junk, k, v, past)
+        assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_paged_attention_is_invariant_to_chunks_and_threads(dtype: torch.dtype) -> None:
     args = one_request(dtype, (8, 2, 64))

@@ -5,7 +5,6 @@ Interpreted on the CPU; skipped where Triton is not installed.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -188,22 +187,49 @@ def test_invariant_products_do_not_see_their_batch(name: str) -> None:
 
 
 def test_a_card_s_file_gives_back_what_was_measured(tmp_path: Path) -> None:
-    tiles = [tuning.Tile(64, rows, 128, splits, 4, 3) for rows, splits in ((16, 4), (32, 2), (128, 1))]
-    times = {(1, 16): 1.0, (64, 32): 1.0, (256, 128): 1.0}
-    entries = tuning.tune("k", 512, 256, (1, 64, 256), tiles, lambda rows, tile: times.get((rows, tile.rows), 2.0))
-    card = tuning.Card("Some Card 9", "3.6.0", entries)
+    tiles = {rows: tuning.Tile(64, rows, 128, splits, 4, 3) for rows, splits in ((16, 4), (32, 2), (128, 1))}
+    by_rows = {1: tiles[16], 64: tiles[32], 256: tiles[128]}
+    decode = {8: tuning.AttentionTile(16, 64, 2, 4, 3)}
+    card = tuning.Card("Some Card 9", "3.6.0", {"k 512x256": by_rows}, {"decode int8 4x128": decode})
     path = card.save(tmp_path)
     assert path.name == "some-card-9.json"
     assert tuning.load(path) == card
-    assert [card.find("k", rows, 512, 256) for rows in (1, 2, 64, 65, 9999)] == [tiles[i] for i in (0, 1, 1, 2, 2)]
+    found = [card.find("k", rows, 512, 256) for rows in (1, 2, 64, 65, 9999)]
+    assert found == [by_rows[rows] for rows in (1, 64, 64, 256, 256)]
     assert card.find("k", 1, 512, 255) is None
-    tuning.Card("Some Card 9", "3.6.0", {"other 1x1": {1: tiles[0]}}).save(tmp_path)
-    assert set(tuning.load(path).entries) == {"k 512x256", "other 1x1"}
+    assert card.find_attention("decode", "int8", 4, 128, 3) == decode[8]
+    assert card.find_attention("prefill", "int8", 4, 128, 3) is None
+
+
+def test_a_card_s_file_grows(tmp_path: Path) -> None:
+    one, two = tuning.Tile(64, 16, 128, 1, 4, 3), tuning.Tile(128, 16, 128, 1, 4, 3)
+    tuning.Card("c", "3.6.0", {"k 1x1": {1: one, 8: one}}).save(tmp_path)
+    path = tuning.Card("c", "", {"k 1x1": {8: two}, "other 1x1": {1: two}}).save(tmp_path)
+    assert tuning.load(path) == tuning.Card("c", "3.6.0", {"k 1x1": {1: one, 8: two}, "other 1x1": {1: two}})
 
 
 def test_a_tile_that_does_not_run_is_never_the_fastest() -> None:
-    tile = tuning.Tile(64, 16, 128, 1, 4, 3)
-    assert tuning.tune("k", 1, 1, (1,), [tile], lambda rows, tile: float("inf")) == {"k 1x1": {}}
+    tiles = [tuning.Tile(64, 16, 128, splits, 4, 3) for splits in (1, 2, 4)]
+    assert tuning.fastest(tiles, lambda tile: float("inf")) is None
+    assert tuning.fastest(tiles, lambda tile: {1: float("inf"), 2: 1.0, 4: 2.0}[tile.splits]) == tiles[1]
+
+
+@needs_triton
+def test_attention_takes_the_tiles_of_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured ones are used, for their phase and their kind of cache only; where keys are split is no matter."""
+    from tuili.ops.triton import attention
+
+    known = tuning.Card("", "", {}, {"decode bfloat16 2x16": {4: tuning.AttentionTile(32, 16, 9, 2, 1)}})
+    monkeypatch.setattr(tuning, "card", lambda name: known)
+    sizes = 4, 2, 16, 4096
+    measured = attention.tiling(3, 3, *sizes, torch.bfloat16, 100)
+    assert measured == attention.Tiling(32, 16, 4096 // (4 * 16), 2, 1)  # four steps a split, if not more
+    assert attention.tiling(3, 3, *sizes, torch.int8, 100).keys == 64
+    assert attention.tiling(9, 3, *sizes, torch.bfloat16, 100).keys == 64
+    args = paged(generator(), torch.bfloat16, [1, 1, 1], [200, 90, 1], 8, 4, 16)
+    with ops.use("triton"):
+        have = ops.paged_attention(*args, 0.25)
+    close(have, ops.paged_attention(*args, 0.25))
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -256,31 +282,3 @@ def test_every_kernel_compiles_for_an_h200_and_spills_little() -> None:
     stacks = [int(line.split(" stack")[1].split()[0]) for line in done.stdout.splitlines() if " stack" in line]
     assert len(stacks) > 40
     assert max(stacks) <= 64, done.stdout
-
-
-# make gpu-check -------------------------------------------------------------------------------------------------------
-
-
-def test_gpu_check_refuses_where_there_is_no_card() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a card")
-    script = ROOT / "benchmarks" / "gpu" / "check.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "needs an NVIDIA GPU" in done.stdout
-
-
-@needs_triton
-def test_gpu_check_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its comparison of ops, here on the interpreter: silent about a right kernel, loud about wrong ones."""
-    path = ROOT / "benchmarks" / "gpu" / "check.py"
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("gpu_check", path))
-    module.__spec__.loader.exec_module(module)
-    assert module.check_ops("cpu", "embedding") == []
-    softcap = ops.table["softcap"]
-    monkeypatch.setitem(softcap.implementations, triton.FAST, lambda x, cap: softcap.reference(x, cap) * 1.5)
-    monkeypatch.setitem(softcap.implementations, triton.INVARIANT, lambda x, cap: x.nothing)
-    problems = [failure["problem"] for failure in module.check_ops("cpu", "softcap")]
-    assert len(problems) == 4
-    assert problems[0].startswith("off by")
-    assert problems[3].startswith("AttributeError")

@@ -51,7 +51,7 @@ def pool(inner: Decoder, dtype: torch.dtype | None = None) -> KVStore:
     kv = KVStore(spec.num_layers, BLOCKS, BLOCK, spec.num_kv_heads, spec.head_dim, dtype or inner.dtype)
     generator = torch.Generator().manual_seed(0)
     for tensor in kv.tensors:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (40 if kv.int8 else 1))
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (40 if kv.scaled else 1))
     return kv
 
 

@@ -11,58 +11,72 @@ from tuili.base.hardware import Hardware
 from tuili.core.plan import BlockMove
 from tuili.engine.resolve import resolve
 from tuili.layers.spec import ModelSpec, RopeSpec
+from tuili.ops.attention import LARGEST
 from tuili.ops.kvcache import cached_keys, cached_values
+from tuili.runtime.attention.paged import OVER_CODES
 from tuili.runtime.kvstore import KVStore
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn]
 
 
 def parts(kv: KVStore, layer: int) -> tuple[torch.Tensor, ...]:
-    return (*kv.layer(layer), *(kv.scales(layer) if kv.int8 else ()))
+    return (*kv.layer(layer), *(kv.scales(layer) if kv.scaled else ()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_are_zero_then_moved_in_order(dtype: torch.dtype) -> None:
     kv = KVStore(2, 4, 8, 3, 16, dtype)
-    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize + (2 * 2 * 4 * 8 * 3 * 4 if kv.int8 else 0)
+    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize + (2 * 2 * 4 * 8 * 3 * 4 if kv.scaled else 0)
     for layer in range(2):
         for tensor in parts(kv, layer):
-            assert not tensor.any()
+            assert not tensor.float().any()
             tensor[0] = layer + 1
     kv.move([BlockMove(0, 2), BlockMove(2, 3)])
     for layer in range(2):
         for tensor in parts(kv, layer):
             for block in (2, 3):
-                assert (tensor[block] == layer + 1).all()
-            assert not tensor[1].any()
+                assert (tensor[block].float() == layer + 1).all()
+            assert not tensor[1].float().any()
 
 
+#: The layouts of processors and of cards.
+LAYOUTS = pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["cpu", "card"])
+
+
+def error(x: torch.Tensor, step: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """How far a rounded ``x`` may be off: half of what lies between neighbouring codes (E4M3: 3 bits of fraction)."""
+    spacing = step if dtype == torch.int8 else torch.maximum(x.abs() / 8, step * 2**-9)
+    return spacing * 0.500001
+
+
+@LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("block_size", "dim"), [(16, 64), (8, 24), (5, 7), (1, 2)])
-def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int) -> None:
-    """At any size of block and head, odd ones too; an int8 value is off by half a step at most."""
-    kv = KVStore(1, 7, block_size, 3, dim, dtype)
+def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int, device: torch.device | None) -> None:
+    """At any size of block and head, odd ones too; what is rounded is off by half a step at most."""
+    kv = KVStore(1, 7, block_size, 3, dim, dtype, device)
     g = torch.Generator().manual_seed(dim)
     slots = torch.randperm(7 * block_size, generator=g)[:6]
     k, v = (torch.randn(6, 3, dim, generator=g) for _ in range(2))
     k[0] = 0
-    if not kv.int8:
+    if not kv.scaled:
         k, v = k.to(dtype), v.to(dtype)
-    (ops.write_kv_int8 if kv.int8 else ops.write_kv)(k, v, *parts(kv, 0), slots)
+    (OVER_CODES[dtype][0] if kv.scaled else ops.write_kv)(k, v, *parts(kv, 0), slots)
     keys, values, *scales = parts(kv, 0)
     every = torch.arange(7)
+    bits = torch.int8 if kv.scaled else dtype
     found = (
-        cached_keys(keys, every, dim).flatten(0, 1)[slots],
-        cached_values(values, every, block_size).flatten(0, 1)[slots],
+        cached_keys(keys.view(bits), every, dim).flatten(0, 1)[slots].view(dtype),
+        cached_values(values.view(bits), every, block_size).flatten(0, 1)[slots].view(dtype),
     )
-    if not kv.int8:
+    if not kv.scaled:
         assert torch.equal(found[0], k)
         assert torch.equal(found[1], v)
         return
     for x, codes, steps in zip((k, v), found, scales, strict=True):
         step = steps.transpose(1, 2).flatten(0, 1)[slots].unsqueeze(-1)
-        assert torch.equal(step[..., 0], x.abs().amax(-1) / 127)
-        assert ((x - codes * step).abs() <= step * 0.5000001).all()
+        assert torch.equal(step[..., 0], x.abs().amax(-1) / LARGEST[dtype])
+        assert ((x - codes.float() * step).abs() <= error(x, step, dtype)).all()
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8"])

@@ -71,12 +71,31 @@ class Config:
     device: str = option("auto", "Where the model runs.", group="model", choices=("auto", "cpu", "cuda"))
     kernels: str = option(
         "auto",
-        "What computes: the C++ kernels where they were built, or torch's reference ops (to hunt bugs).",
+        "What computes: the device's kernels where they run (C++ on a CPU, Triton on CUDA), torch's reference ops (to "
+        "hunt bugs), or triton, which on a CPU is interpreted (to test; needs TRITON_INTERPRET=1).",
         group="model",
-        choices=("auto", "reference"),
+        choices=("auto", "reference", "triton"),
+    )
+    deterministic: bool = option(
+        False,
+        "Kernels whose results do not depend on the batch, bit for bit: on CUDA slower ones, on a CPU all are so.",
+        group="model",
     )
     enforce_eager: bool = option(
         False, "Never replay captured decode steps: every op is called anew (to compare, to hunt bugs).", group="model"
+    )
+    max_cudagraph_capture_size: int | None = option(
+        None,
+        "Most rows of a captured decode step on CUDA; default: --max-num-seqs, up to 512.",
+        group="model",
+        unit="requests",
+        minimum=1,
+    )
+    compile: bool = option(
+        False,
+        "Let torch.compile fuse what lies between attention and quantized products; `tuili bench compile` says when it "
+        "pays.",
+        group="model",
     )
     quantization: str = option(
         "none",
@@ -92,9 +111,10 @@ class Config:
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)
     kv_cache_dtype: str = option(
         "auto",
-        "Type of the KV cache; auto: as the activations, int8: half of bfloat16's memory, a scale per token and head.",
+        "Type of the KV cache; auto: the activations'; int8, fp8 (E4M3): half of bfloat16's memory, a scale per token "
+        "and head.",
         group="cache",
-        choices=("auto", "int8"),
+        choices=("auto", "int8", "fp8"),
     )
     kv_cache_memory_bytes: int | None = option(
         None,
@@ -105,7 +125,7 @@ class Config:
     )
     gpu_memory_utilization: float = option(
         0.9,
-        "Share of the device's free memory that weights and KV may take (RAM on CPU).",
+        "Share of the card's memory that all of Tuili may take; on a CPU, of the free RAM.",
         group="cache",
         minimum=0.01,
         maximum=1.0,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from tuili.base import gpu
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """Memory in bytes; ``isa`` holds the CPU flags that matter here; ``gpu`` is the card's name or None."""
+    """Memory in bytes; ``isa`` holds the CPU flags that matter here.
+
+    ``gpu`` is the name of the card that CUDA takes first, or None; ``gpu_memory`` is all of its memory, ``gpu_free``
+    what nobody has taken.
+    """
 
     cpu: str
     cores: int
@@ -20,6 +26,7 @@ class Hardware:
     available_memory: int
     gpu: str | None = None
     gpu_memory: int = 0
+    gpu_free: int = 0
 
     @property
     def fast_bfloat16(self) -> bool:
@@ -31,7 +38,7 @@ FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf
 
 
 def probe() -> Hardware:
-    """This machine's CPU and RAM, within the container's limits where there are some."""
+    """This machine: its CPU and RAM, within the container's limits where there are some, and its first card."""
     name, flags = platform.processor() or platform.machine(), set[str]()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -47,7 +54,9 @@ def probe() -> Hardware:
     total = min(memory.total, limit) if limit else memory.total
     available = min(memory.available, total - _cgroup_usage()) if limit else memory.available
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    return Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
+    here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
+    card = gpu.find()
+    return here if card is None else replace(here, gpu=card.name, gpu_memory=card.total, gpu_free=card.free)
 
 
 def _cgroup_number(name: str) -> int | None:

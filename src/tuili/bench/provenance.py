@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -29,6 +30,12 @@ def provenance(workload: Workload | None = None, config: Config | None = None) -
         "config": dataclasses.asdict(config) if config else None,
         "workload": workload.describe() if workload else None,
     }
+
+
+def results_folder(root: Path) -> Path:
+    """Where results of this machine, taken today, belong under ``root``."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", hardware.probe().cpu.lower()).strip("-")
+    return root / f"{datetime.now(UTC):%Y-%m-%d}-{cpu}"
 
 
 def command() -> str:

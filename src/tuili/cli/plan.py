@@ -22,7 +22,7 @@ WidthOption = Annotated[
     str, typer.Option("--dtype", help="Weights, one or several: float32, bfloat16, float16, int8, int4.")
 ]
 KVOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", help="auto (the activations'), float32, bfloat16, float16, int8.")
+    str, typer.Option("--kv-cache-dtype", help="auto (the activations'), float32, bfloat16, float16, int8, fp8.")
 ]
 GroupOption = Annotated[int, typer.Option("--group", help="Inputs that share a scale in int4.")]
 SymmetricOption = Annotated[bool, typer.Option("--symmetric/--zero-points", help="int4 without or with zero points.")]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from tuili.base.clock import WallClock
 from tuili.base.config import Config
 from tuili.base.errors import ModelError
-from tuili.base.hardware import probe
+from tuili.base.hardware import Hardware, probe
 from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
-from tuili.engine.engine import Engine
+from tuili.engine.device import able, backend, open_device, place
+from tuili.engine.engine import Engine, told_as_it_is
 from tuili.engine.generation_config import generation_defaults
+from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
 from tuili.engine.prepare import Limits
 from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
@@ -27,6 +30,7 @@ from tuili.models.weights import weight_files
 from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
+    from tuili.core.executor import Executor
     from tuili.layers.decoder import Decoder
 
 log = get(__name__)
@@ -46,12 +50,15 @@ def build(
     )
     template(False)  # a missing --chat-template is told before the weights are loaded
     weight_files(checkpoint.path)  # missing weights are told before what they would take
-    resolved = resolve(config, checkpoint.spec, probe())
-    log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    config, machine = able(config, probe())
+    resolved = resolve(config, checkpoint.spec, machine)
     limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
-    return TextEngine(
-        client(start(resolved, checkpoint, progress)), tokenizer, resolved, limits, defaults, templates=template
-    )
+    if resolved.device == "cuda":
+        resolved, engine = start_on_card(config, resolved, checkpoint, machine, progress)
+    else:
+        engine = start(resolved, open_executor(resolved, load(resolved, checkpoint, progress), progress))
+    log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    return TextEngine(client(engine), tokenizer, resolved, limits, defaults, templates=template)
 
 
 def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Limits:
@@ -72,41 +79,101 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
     )
 
 
-def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
-    """The engine of a resolved config, its weights loaded."""
-    let_waiting_threads_sleep()
-    from tuili.executors.local import LocalExecutor
+def start_on_card(
+    config: Config, resolved: Config, checkpoint: Checkpoint, machine: Hardware, progress: Progress | None = None
+) -> tuple[Config, Engine]:
+    """The engine of ``config`` on a card, and that config resolved: the KV cache gets what is seen to be left, unless
+    ``config`` says how large it is. ``resolved`` is what was estimated. ConfigError with settings that fit where the
+    memory ends."""
+    from tuili.engine.profile import CudaMeter, ended, is_end, measure, told
 
-    sizes = (config.max_model_len, config.max_num_seqs, config.max_num_batched_tokens, config.num_gpu_blocks_override)
-    assert None not in (*sizes, config.threads), "not resolved"
-    max_model_len, max_num_seqs, max_num_batched_tokens, num_blocks = cast(tuple[int, ...], sizes)
-    policy = policies.get(config.scheduling_policy)()
-    executor = LocalExecutor(
-        load(config, checkpoint, progress),
-        num_blocks=num_blocks,
-        block_size=config.block_size,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        kv_cache_dtype=config.kv_cache_dtype,
-    )
+    spec, meter = checkpoint.spec, CudaMeter()
+    memory = memory_of(resolved, spec, machine)
+
+    def advice(doing: str) -> Callable[[int], str]:
+        return lambda size: savings(resolved, spec, memory, size, doing)
+
+    before = meter.allocated()
+    with told(LOADING, advice(LOADING)):
+        model = load(resolved, checkpoint, progress)
+    if config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None:
+        with told(MEASURING, advice(MEASURING)):
+            outside = max(0, machine.gpu_memory - machine.gpu_free - before)
+            measured = measure(resolved, partial(_open_small, resolved, model), meter, before, outside)
+        resolved = resolve(config, spec, machine, measured)
+        memory = memory_of(resolved, spec, machine, measured)
+    log.info("memory of %s:\n%s", machine.gpu, memory_table(memory, resolved.num_gpu_blocks_override or 0))
+    with told(ALLOCATING, advice(ALLOCATING)):
+        executor = open_executor(resolved, model, progress)
+
+    def explain(error: Exception) -> str:
+        return ended(COMPUTING, error, advice(COMPUTING)) if is_end(error) else told_as_it_is(error)
+
+    return resolved, start(resolved, executor, explain)
+
+
+def _open_small(config: Config, model: Decoder, num_blocks: int, sizes: Sequence[int]) -> Executor:
+    """An executor of ``num_blocks`` blocks that captures steps of ``sizes`` rows, to be measured."""
+    return open_executor(config.with_(num_gpu_blocks_override=num_blocks), model, sizes=sizes)
+
+
+def start(config: Config, executor: Executor, explain: Callable[[Exception], str] = told_as_it_is) -> Engine:
+    """The engine of a resolved config on the executor that was opened for it."""
     clock = WallClock()
     scheduler = Scheduler(
         executor.capacity,
-        policy,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
+        policies.get(config.scheduling_policy)(),
+        max_num_batched_tokens=cast(int, config.max_num_batched_tokens),
+        max_num_seqs=cast(int, config.max_num_seqs),
         enable_prefix_caching=config.enable_prefix_caching,
         enable_chunked_prefill=config.enable_chunked_prefill,
         clock=clock,
         max_queued=config.max_num_queued_reqs,
     )
-    return Engine(scheduler, executor, clock)
+    return Engine(scheduler, executor, clock, depth=2 if on_device(config) else 1, explain=explain)
+
+
+def open_executor(
+    config: Config, model: Decoder, progress: Progress | None = None, sizes: Sequence[int] | None = None
+) -> Executor:
+    """Where plans of a resolved config run on ``model``: a device, or this process. ``sizes`` are those of the steps
+    that a device captures, unless they are the config's."""
+    numbers = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
+    assert None not in numbers, "not resolved"
+    num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], numbers)
+    if on_device(config):
+        from tuili.executors.device import DeviceExecutor
+
+        return DeviceExecutor(
+            model,
+            open_device(config),
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            capture_sizes=capture_sizes(config) if sizes is None else sizes,
+            kv_cache_dtype=config.kv_cache_dtype,
+            progress=progress,
+        )
+    from tuili.executors.local import LocalExecutor
+
+    return LocalExecutor(
+        model,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        enforce_eager=config.enforce_eager or config.compile,
+        kv_cache_dtype=config.kv_cache_dtype,
+    )
 
 
 def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Decoder:
-    """The model of a resolved config on the ops that compute from now on: the C++ kernels with the weights in their
-    order, or torch's references. That choice is the process's: the engine started last decides."""
+    """The model of a resolved config, on its device and on the ops that compute from now on.
+
+    The C++ kernels get the weights in their order. The choice of ops is the process's: the engine started last decides.
+    """
+    let_waiting_threads_sleep()
     import torch
 
     from tuili import ops
@@ -115,16 +182,19 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
 
     threads = cast(int, config.threads)
     torch.set_num_threads(threads)
-    kernels = config.kernels == "auto" and cpu.describe().built
-    if kernels:
+    chosen = backend(config)
+    if chosen == "cpu":
         cpu.set_threads(threads)
-    elif config.kernels == "auto":
-        log.info("kernels: %s", cpu.describe().why)
-    ops.choose("cpu" if kernels else "reference")
+    ops.choose(chosen)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
-    if not kernels and config.quantization != "none":
+    if chosen == "reference" and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    plain = not kernels and scheme == Scheme()
+    plain = chosen != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     length = cast(int, config.max_model_len)
-    return load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, config.device)
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
+    if config.compile:
+        from tuili.layers.compiled import compile_model
+
+        log.info("compiled in %.1f s; `tuili bench compile` says when that pays", compile_model(model))
+    return model

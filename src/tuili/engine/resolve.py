@@ -5,52 +5,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
-from tuili.layers.sizes import pool_bytes, weight_bytes
+from tuili.engine.captures import with_captures
+from tuili.engine.memory import Measured, Memory, in_mib, memory_of, memory_table, remedies
 from tuili.layers.spec import ModelSpec, refuse_rounding_twice
 from tuili.quant.scheme import scheme_of
 
 log = get(__name__)
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_SEQS = {"cpu": 128, "cuda": 256}
-DEFAULT_BATCHED_TOKENS = 2048
+DEFAULT_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What a run takes, in bytes: ``block`` is one KV block; ``budget`` what all of it may take together."""
-
-    available: int
-    share: float
-    weights: int
-    activations: int
-    block: int
-    block_size: int
-    quantization: str = "none"
-
-    @property
-    def budget(self) -> int:
-        return int(self.available * self.share)
-
-    @property
-    def for_kv(self) -> int:
-        return max(0, self.budget - self.weights - self.activations)
-
-
-def resolve(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
+def resolve(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measured | None = None) -> Config:
     """``config`` with a value for everything that shapes the run.
 
+    ``measured``: what this run was seen to take; without it that is estimated. ``hardware`` is as it was before.
     ConfigError for settings that contradict each other or the model, and, with a table of what takes the memory, for
     those that do not fit the machine.
     """
     device = _device(config, hardware)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
+    if config.deterministic and config.compile:
+        raise ConfigError("--deterministic and --compile: compiled parts may depend on the batch; use one of them")
     refuse_rounding_twice(config.quantization, spec)
     config = config.with_(
         device=device,
@@ -60,8 +41,8 @@ def resolve(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
         threads=config.threads or hardware.cores,
         quantization_group_size=scheme.group or None,
     )
-    config = _step_sizes(config)
-    memory = memory_of(config, spec, hardware)
+    config = with_captures(_step_sizes(config))
+    memory = memory_of(config, spec, hardware, measured)
     blocks = _num_blocks(config, spec, memory)
     return config.with_(num_gpu_blocks_override=blocks, kv_cache_memory_bytes=blocks * memory.block)
 
@@ -99,7 +80,7 @@ def _step_sizes(config: Config) -> Config:
     longest = config.max_model_len or 0
     seqs, budget = config.max_num_seqs, config.max_num_batched_tokens
     if budget is None:
-        budget = max(DEFAULT_BATCHED_TOKENS, seqs or 0, 0 if config.enable_chunked_prefill else longest)
+        budget = max(DEFAULT_BATCHED_TOKENS[config.device], seqs or 0, 0 if config.enable_chunked_prefill else longest)
     if seqs is None:
         seqs = min(DEFAULT_SEQS[config.device], budget)
     if budget < seqs:
@@ -113,40 +94,6 @@ def _step_sizes(config: Config) -> Config:
             f"{longest}, a smaller --max-model-len, or --enable-chunked-prefill"
         )
     return config.with_(max_num_seqs=seqs, max_num_batched_tokens=budget)
-
-
-# --------------------------------------------------------------------------------------------------------- the memory
-
-
-def memory_of(config: Config, spec: ModelSpec, hardware: Hardware) -> Memory:
-    """The memory of a config whose dtype, device and step sizes are resolved."""
-    size = BYTES[config.dtype]
-    available = hardware.gpu_memory if config.device == "cuda" else hardware.available_memory
-    kv_dtype = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    scheme, kernels = scheme_of(config.quantization, config.quantization_group_size), kernels_of(config)
-    weights = weight_bytes(spec, config.dtype, scheme, kernels)
-    return Memory(
-        available,
-        config.gpu_memory_utilization,
-        weights,
-        _activations(config, spec, size),
-        pool_bytes(spec, 1, config.block_size, kv_dtype),
-        config.block_size,
-        config.quantization,
-    )
-
-
-def kernels_of(config: Config) -> str:
-    """Whose packing the weights of a resolved config get (``quant.scheme.packing_of``)."""
-    return "triton" if config.device == "cuda" else "cpu"
-
-
-def _activations(config: Config, spec: ModelSpec, size: int) -> int:
-    """The most that is alive at once in a step: of one layer's parts the largest, and the sampler's float32 copies."""
-    heads = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    per_token = (4 * spec.hidden_size + max(3 * spec.intermediate_size, 2 * heads)) * size
-    per_row = 4 * spec.vocab_size * 4
-    return (config.max_num_batched_tokens or 0) * per_token + (config.max_num_seqs or 0) * per_row
 
 
 def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
@@ -163,9 +110,9 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
             f"{source} gives {blocks * config.block_size} tokens of KV cache, and one request of --max-model-len "
             f"{config.max_model_len} needs {longest * config.block_size}.\n"
             + memory_table(memory, blocks)
-            + "\n".join(["", "What would fit:", *_remedies(config, spec, memory, blocks, longest)])
+            + "\n".join(["", "What would fit:", *remedies(config, spec, memory, blocks, longest)])
         )
-    taken = memory.weights + memory.activations + blocks * memory.block
+    taken = memory.sure + blocks * memory.block
     if taken > memory.available:
         raise ConfigError(
             f"{source} asks for more memory than there is: {in_mib(taken)} of {in_mib(memory.available)}.\n"
@@ -176,60 +123,14 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
 
 
 def _room(config: Config, memory: Memory, longest: int) -> int:
-    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits."""
+    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits.
+
+    What a card was not yet seen to take may be estimated too high: one request has room if it fits beside the weights.
+    """
     fits = memory.for_kv // memory.block
-    return fits if config.device == "cuda" else min(fits, max(longest, fits // 2))
-
-
-def memory_table(memory: Memory, num_blocks: int) -> str:
-    """What takes the memory, as lines of text."""
-    rows = [
-        ("available", memory.available, ""),
-        ("may be used", memory.budget, f"--gpu-memory-utilization {memory.share:g}"),
-        ("weights", memory.weights, "" if memory.quantization == "none" else f"--quantization {memory.quantization}"),
-        ("activations", memory.activations, "from --max-num-batched-tokens and --max-num-seqs"),
-        ("left for KV", memory.for_kv, f"{memory.for_kv // memory.block * memory.block_size} tokens"),
-        ("KV per 1k tokens", memory.block * 1000 // memory.block_size, ""),
-        ("KV cache", num_blocks * memory.block, f"{num_blocks} blocks of {memory.block_size} tokens"),
-    ]
-    return "\n".join(f"  {name:<18}{in_mib(size):>14}  {note}".rstrip() for name, size, note in rows)
-
-
-def in_mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
-
-
-def _remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, longest: int) -> list[str]:
-    """Settings that fit, computed; each alone is enough."""
-    needed = longest * memory.block
-    found = []
-    if blocks >= 1:
-        found.append(f"  --max-model-len {blocks * config.block_size}")
-    if config.num_gpu_blocks_override is not None:
-        found.append(f"  --num-gpu-blocks-override {longest}")
-    elif config.kv_cache_memory_bytes is not None:
-        found.append(f"  --kv-cache-memory-bytes {needed}")
-    elif (short := memory.weights + memory.activations + needed) <= memory.available and memory.share < 1:
-        share = min(1.0, int(1000 * short / memory.available + 1) / 1000)
-        found.append(f"  --gpu-memory-utilization {share:g}")
-    if config.dtype == "float32" and memory.budget >= memory.activations + (memory.weights + needed) // 2:
-        found.append("  --dtype bfloat16 (halves weights and KV; slower where the CPU has no bfloat16)")
-    found += _smaller_weights(config, spec, memory, needed)
-    if not found or blocks < 1:
-        total = memory.weights + memory.activations + needed
-        found.append(f"  a machine with {in_mib(int(total / memory.share))} free, or a smaller model")
-    return found
-
-
-def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: int) -> list[str]:
-    """The widest ``--quantization`` with which the weights leave ``needed`` bytes for the KV cache, where one does."""
-    if config.quantization != "none" or spec.rounded or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
-        return []
-    for name in ("int8", "int4"):
-        weights = weight_bytes(spec, config.dtype, scheme_of(name), kernels_of(config))
-        if weights + memory.activations + needed <= memory.budget:
-            return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
-    return []
+    if config.device == "cpu":
+        return min(fits, max(longest, fits // 2))
+    return max(fits, longest) if memory.sure + longest * memory.block <= memory.budget else fits
 
 
 def effective(config: Config) -> dict[str, Any]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-import torch
-
 from tuili.core.executor import Capacity
 from tuili.core.plan import StepPlan, StepResult
 from tuili.layers.decoder import Decoder
-from tuili.runtime.kvstore import KVStore
+from tuili.runtime.kvstore import CODES, KVStore
 from tuili.runtime.runner import ModelRunner
 
 
@@ -28,7 +26,7 @@ class LocalExecutor:
         kv_cache_dtype: str = "auto",
     ):
         spec = model.spec
-        dtype = torch.int8 if kv_cache_dtype == "int8" else model.dtype
+        dtype = CODES.get(kv_cache_dtype, model.dtype)
         kv = KVStore(spec.num_layers, num_blocks, block_size, spec.num_kv_heads, spec.head_dim, dtype)
         self.capacity = Capacity(num_blocks, block_size, max_model_len)
         self.runner = ModelRunner(model, kv, max_num_seqs, max_model_len, enforce_eager=enforce_eager)

@@ -57,11 +57,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(*norm) if spec.qk_norm else None
         self.k_norm = RMSNorm(*norm) if spec.qk_norm else None
 
-    def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
+    def project(self, x: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries [n, heads, dim] and keys, and values [n, kv_heads, dim], of ``x`` [n, hidden]."""
         q, k, v = self.qkv_proj(x).split(self.qkv_proj.parts, -1)
         q, k, v = (t.reshape(len(x), -1, self.dim) for t in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
-        out = batch.attention.attend(q, k, v, self.layer, batch, kv, self.scale, self.window, self.softcap)
-        return self.o_proj(out.reshape(len(x), -1))
+        return ops.rotate(q, *angles), ops.rotate(k, *angles), v
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, kv: Any) -> torch.Tensor:
+        return batch.attention.attend(q, k, v, self.layer, batch, kv, self.scale, self.window, self.softcap)
+
+    def merge(self, out: torch.Tensor) -> torch.Tensor:
+        """What the heads found, ``out`` [n, heads, dim], back in the residual stream: [n, hidden]."""
+        return self.o_proj(out.reshape(len(out), -1))

@@ -32,7 +32,16 @@ class Block(nn.Module):
         self.mlp_post_norm = RMSNorm(*norm) if spec.post_norms else None
 
     def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
-        out = self.attention(self.attention_norm(x), angles, batch, kv)
+        q, k, v = self.before(x, angles)
+        return self.after(x, self.attention.attend(q, k, v, batch, kv))
+
+    def before(self, x: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All that comes before attention: queries, keys and values of the residual stream ``x`` [n, hidden]."""
+        return self.attention.project(self.attention_norm(x), angles)
+
+    def after(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """All that comes after it: the residual stream that goes to the next block."""
+        out = self.attention.merge(attended)
         x = ops.add(x, out if self.attention_post_norm is None else self.attention_post_norm(out))
         out = self.mlp(self.mlp_norm(x))
         return ops.add(x, out if self.mlp_post_norm is None else self.mlp_post_norm(out))
@@ -75,20 +84,24 @@ class Decoder(nn.Module):
         """Token ids [n] to the residual stream [n, hidden]."""
         return self.embedding(ids)
 
+    def angles(self, positions: torch.Tensor) -> tuple[Angles, Angles]:
+        """Rotary angles of ``positions`` [n]: of the layers with full attention, and of those with a window."""
+        assert self.rope is not None
+        assert self.window_rope is not None
+        angles = self.rope.at(positions)
+        return angles, angles if self.window_rope is self.rope else self.window_rope.at(positions)
+
     def forward(self, x: torch.Tensor, batch: Batch, kv: Any, taps: tuple[int, ...] = ()) -> Any:
         """``x`` [n, hidden] through all layers and the final norm: [n, hidden].
 
         With ``taps``, also the list of the residual streams that enter those layers (``num_layers``: after the last).
         """
-        assert self.rope is not None
-        assert self.window_rope is not None
-        angles = self.rope.at(batch.positions)
-        window_angles = angles if self.window_rope is self.rope else self.window_rope.at(batch.positions)
+        angles = self.angles(batch.positions)
         tapped = []
         for i, layer in enumerate(self.layers):
             if i in taps:
                 tapped.append(x)
-            x = layer(x, angles if self.spec.window(i) is None else window_angles, batch, kv)
+            x = layer(x, angles[self.spec.window(i) is not None], batch, kv)
         if len(self.layers) in taps:
             tapped.append(x)
         hidden = self.norm(x)

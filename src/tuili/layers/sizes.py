@@ -99,20 +99,27 @@ def step_products(spec: ModelSpec) -> int:
 
 # KV ------------------------------------------------------------------------------------------------------------------
 
+#: Types of KV that are codes of a byte and a float32 scale per head.
+SCALED = ("int8", "fp8")
+
 
 def kv_bytes_per_position(spec: ModelSpec, dtype: str) -> int:
-    """Bytes of K and V of one position in one layer. int8: a code per value and a float32 scale per head."""
-    scale = 4 if dtype == "int8" else 0
-    return 2 * spec.num_kv_heads * (spec.head_dim * BYTES[dtype] + scale)
+    """Bytes of K and V of one position in one layer. int8, fp8: a code per value and a float32 scale per head."""
+    scale = 4 if dtype in SCALED else 0
+    return 2 * spec.num_kv_heads * (spec.head_dim * _kv_value_bytes(dtype) + scale)
+
+
+def _kv_value_bytes(dtype: str) -> int:
+    return 1 if dtype in SCALED else BYTES[dtype]
 
 
 def pool_bytes(spec: ModelSpec, num_blocks: int, block_size: int, dtype: str) -> int:
-    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not. Halves and int8 lie in pairs
+    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not. Halves and codes lie in pairs
     (of dimensions for keys, of positions for values), so that odd sizes are padded."""
     pair = 1 if dtype == "float32" else 2
-    dim, scales = spec.head_dim, 2 * 4 * block_size if dtype == "int8" else 0
+    dim, scales = spec.head_dim, 2 * 4 * block_size if dtype in SCALED else 0
     values = block_size * _up(dim, pair) + _up(block_size, pair) * dim
-    return spec.num_layers * num_blocks * spec.num_kv_heads * (values * BYTES[dtype] + scales)
+    return spec.num_layers * num_blocks * spec.num_kv_heads * (values * _kv_value_bytes(dtype) + scales)
 
 
 def _up(number: int, multiple: int) -> int:

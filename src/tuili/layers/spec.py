@@ -74,10 +74,6 @@ class ModelSpec:
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
 
-    def kv_bytes_per_token(self, bytes_per_value: int) -> int:
-        """Bytes of K and V that one position takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
-
 
 def refuse_rounding_twice(quantization: str, spec: ModelSpec) -> None:
     """ConfigError where ``quantization`` (of the option, or a scheme's format) would round what is rounded."""

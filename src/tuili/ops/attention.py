@@ -56,13 +56,7 @@ def write_kv_int8(
 
     Scales are float32 [blocks, kv_heads, block_size]. No value is off by more than half a step (``scale / 2``).
     """
-    block, offset = slots // k_scales.shape[-1], slots % k_scales.shape[-1]
-    codes = []
-    for x, scales in ((k, k_scales), (v, v_scales)):
-        step = x.float().abs().amax(-1) / 127
-        scales[block, :, offset] = step
-        codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8))
-    write_kv.reference(codes[0], codes[1], k_cache, v_cache, slots)
+    _write_codes(k, v, k_cache, v_cache, k_scales, v_scales, slots)
 
 
 @op(samples.write_kv_fp8)
@@ -76,13 +70,30 @@ def write_kv_fp8(
     slots: torch.Tensor,
 ) -> None:
     """As ``write_kv_int8``, into caches of float8 E4M3: the largest value of a head is 448 steps."""
+    _write_codes(k, v, k_cache, v_cache, k_scales, v_scales, slots)
+
+
+def _write_codes(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    k_scales: torch.Tensor,
+    v_scales: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
     block, offset = slots // k_scales.shape[-1], slots % k_scales.shape[-1]
-    codes = []
     for x, scales in ((k, k_scales), (v, v_scales)):
-        step = x.float().abs().amax(-1) / LARGEST[k_cache.dtype]
-        scales[block, :, offset] = step
-        codes.append((x.float() / step.clamp(min=TINY).unsqueeze(-1)).to(k_cache.dtype).view(torch.int8))
-    write_kv.reference(codes[0], codes[1], k_cache.view(torch.int8), v_cache.view(torch.int8), slots)
+        scales[block, :, offset] = x.float().abs().amax(-1) / LARGEST[k_cache.dtype]
+    keys, values = (_codes(x, s[block, :, offset], k_cache.dtype) for x, s in ((k, k_scales), (v, v_scales)))
+    # As bytes: torch pads and scatters no float8.
+    write_kv.reference(keys, values, k_cache.view(torch.int8), v_cache.view(torch.int8), slots)
+
+
+def _codes(x: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` [n, kv_heads, dim] in ``steps`` [n, kv_heads], rounded to ``dtype``: its bytes."""
+    exact = x.float() / steps.clamp(min=TINY).unsqueeze(-1)
+    return exact.round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else exact.to(dtype).view(torch.int8)
 
 
 @op(samples.rotate_write_kv, tolerance=1e-5)
@@ -144,14 +155,8 @@ def paged_attention_int8(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """``paged_attention`` over what ``write_kv_int8`` stored. Others may round queries and weights to 15 bits."""
-    size = k_cache.shape[-2]
-
-    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = cached_keys(k_cache, blocks, q.shape[-1]), cached_values(v_cache, blocks, size)
-        k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
-        return keys * k_steps, values * v_steps
-
-    return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
+    rows = _coded_rows(k_cache, v_cache, k_scales, v_scales, q.shape[-1])
+    return _paged(q, rows, k_cache.shape[-2], block_table, query_start, context_len, (scale, window, softcap))
 
 
 @op(samples.paged_attention_fp8, tolerance=1e-4)
@@ -169,19 +174,30 @@ def paged_attention_fp8(
     softcap: float | None = None,
 ) -> torch.Tensor:
     """``paged_attention`` over what ``write_kv_fp8`` stored."""
-    size, keys, values = k_cache.shape[-2], k_cache.float(), v_cache.float()
-
-    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
-        return cached_keys(keys, blocks, q.shape[-1]) * k_steps, cached_values(values, blocks, size) * v_steps
-
-    return _paged(q, rows, size, block_table, query_start, context_len, (scale, window, softcap))
+    rows = _coded_rows(k_cache, v_cache, k_scales, v_scales, q.shape[-1])
+    return _paged(q, rows, k_cache.shape[-2], block_table, query_start, context_len, (scale, window, softcap))
 
 
 #: Gives plain float32 K and V of blocks [r, blocks]: [r, blocks, block_size, kv_heads, dim] each.
 Rows = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 #: Scale, window, soft cap.
 Kind = tuple[float, int | None, float | None]
+
+
+def _coded_rows(
+    k_cache: torch.Tensor, v_cache: torch.Tensor, k_scales: torch.Tensor, v_scales: torch.Tensor, dim: int
+) -> Rows:
+    """K and V of caches that hold codes with a step per token and head."""
+    kind = k_cache.dtype
+
+    def rows(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Gathering bytes and floats is all the same, but torch gathers no float8.
+        keys = cached_keys(k_cache.view(torch.int8), blocks, dim).view(kind)
+        values = cached_values(v_cache.view(torch.int8), blocks, k_cache.shape[-2]).view(kind)
+        k_steps, v_steps = (s[blocks].transpose(-1, -2).unsqueeze(-1) for s in (k_scales, v_scales))
+        return keys.float() * k_steps, values.float() * v_steps
+
+    return rows
 
 
 def _paged(
@@ -208,7 +224,7 @@ def _paged(
         for first in range(0, count, QUERY_SLICE):
             width = min(QUERY_SLICE, count - first)
             begin = contexts[r] - count + first
-            at = torch.arange(begin, begin + width).unsqueeze(0)
+            at = torch.arange(begin, begin + width, device=q.device).unsqueeze(0)
             table = block_table[r : r + 1, : -(-(begin + width) // size)]
             part = slice(starts[r] + first, starts[r] + first + width)
             out[part] = _attend(q[part].unsqueeze(0), at, *rows_of(table), kind)[0]
@@ -223,6 +239,9 @@ def _attend(q: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, values: torch
     group = heads // kv_heads
     keys, values = _tiles(keys), _tiles(values)
     tiles = keys.shape[2]
+    # A weight of zero does not hide what an earlier owner left past the last query: 0 x nan is nan.
+    unread = torch.arange(tiles * KEY_TILE, device=at.device).view(tiles, KEY_TILE) > at.amax(1).view(-1, 1, 1)
+    values.masked_fill_(unread.view(r, 1, tiles, KEY_TILE, 1), 0)
     wide = q.float().view(r, n, kv_heads, group, dim).transpose(1, 2).reshape(r, kv_heads, n * group, dim)
     wide = F.pad(wide * scale, (0, 0, 0, -(n * group) % ROW_TILE))
     rows = wide.shape[2]
@@ -250,7 +269,7 @@ def _tiles(rows: torch.Tensor) -> torch.Tensor:
 
 def _hidden(at: torch.Tensor, tiles: int, window: int | None) -> torch.Tensor:
     """True where a query at ``at`` [r, n] must not look: [r, tiles, n, KEY_TILE]."""
-    key = torch.arange(tiles * KEY_TILE).view(1, tiles, 1, KEY_TILE)
+    key = torch.arange(tiles * KEY_TILE, device=at.device).view(1, tiles, 1, KEY_TILE)
     query = at.view(at.shape[0], 1, -1, 1)
     hidden = key > query
     return hidden if window is None else hidden | (key <= query - window)
@@ -287,7 +306,7 @@ def causal_attention(
     scores = q.float() @ k.float().transpose(-1, -2) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    at = torch.arange(q.shape[2])
+    at = torch.arange(q.shape[2], device=q.device)
     hidden = at[None, :] > at[:, None]
     if window is not None:
         hidden |= at[None, :] <= at[:, None] - window

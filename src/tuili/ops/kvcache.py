@@ -29,6 +29,16 @@ def value_shape(blocks: int, block_size: int, kv_heads: int, dim: int, dtype: to
     return blocks, kv_heads, -(-block_size // p), dim, p
 
 
+def cache_shapes(
+    blocks: int, block_size: int, kv_heads: int, dim: int
+) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int, int, int]]:
+    """Of keys and values as a card reads them best: each a row, the tokens of a block and head one piece of memory.
+
+    The same layouts with other packs: all of ``dim`` in one, and a position per pack.
+    """
+    return (blocks, kv_heads, 1, block_size, dim), (blocks, kv_heads, block_size, dim, 1)
+
+
 def cached_keys(k_cache: torch.Tensor, blocks: torch.Tensor, dim: int) -> torch.Tensor:
     """Keys of ``blocks`` [...] as plain rows: [..., block_size, kv_heads, dim]."""
     return k_cache[blocks].movedim((-2, -4), (-4, -3)).flatten(-2)[..., :dim]

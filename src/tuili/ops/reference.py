@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -73,11 +75,11 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     Activations: silu, gelu_tanh, gelu.
     """
     gate, up = gate_up.chunk(2, -1)
-    pieces = [_activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
+    pieces = [activate(piece, activation) for piece in gate.split(_serial_rows(gate))]
     return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)) * up
 
 
-def _activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     if activation == "silu":
         return F.silu(x)
     if activation == "gelu_tanh":
@@ -106,7 +108,13 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @op(samples.scale)
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``x`` times ``factor`` rounded to x's dtype (Gemma's embeddings)."""
-    return x * torch.tensor(factor, dtype=x.dtype)
+    return x * _rounded(factor, x.dtype)
+
+
+@cache
+def _rounded(factor: float, dtype: torch.dtype) -> float:
+    """``factor`` as ``dtype`` holds it. Looked up, so that a captured step makes no tensor for it."""
+    return torch.tensor(factor, dtype=dtype, device="cpu").item()
 
 
 @op(samples.softcap, tolerance=1e-5)

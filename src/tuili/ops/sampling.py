@@ -129,7 +129,7 @@ def cut_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
         return scores
     ks = top_k[rows]
     best = scores[rows].topk(int(ks.max()), -1).values
-    floor = torch.full((len(scores), 1), -torch.inf)
+    floor = scores.new_full((len(scores), 1), -torch.inf)
     floor[rows] = best.gather(1, ks.unsqueeze(1) - 1)
     return scores.masked_fill(scores < floor, -torch.inf)
 
@@ -145,7 +145,7 @@ def cut_top_p(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
         return scores
     probs, wanted = torch.softmax(scores[rows], -1), top_p[rows].double().unsqueeze(1)
     best, ids = probs.topk(min(TOP_P_CANDIDATES, probs.shape[-1]), -1)
-    floor = torch.full((len(scores), 1), -torch.inf)
+    floor = scores.new_full((len(scores), 1), -torch.inf)
     last, enough = _last_inside(best, ids, wanted)
     floor[rows] = scores[rows].gather(1, last)
     if not bool(enough.all()):
@@ -186,7 +186,7 @@ def logprobs(
     values = torch.log_softmax(x, -1)
     token = tokens.unsqueeze(1)
     ranks = (x > x.gather(1, token)).sum(-1) + 1
-    ids = torch.empty(len(x), count, dtype=torch.long)
+    ids = torch.empty(len(x), count, dtype=torch.long, device=x.device)
     if count:
         floors = x.topk(count, -1).values[:, -1]
         for row, (scores, floor) in enumerate(zip(x, floors, strict=True)):

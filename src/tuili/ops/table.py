@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from torch.compiler import is_compiling
+
 from tuili.base.errors import ConfigError, nearest
 
 P = ParamSpec("P")
@@ -26,7 +28,10 @@ class Sample:
 
 @dataclass
 class Op(Generic[P, R]):
-    """An op of the table. Calling it runs the active implementation; ``reference`` is its meaning."""
+    """An op of the table. Calling it runs the active implementation; ``reference`` is its meaning.
+
+    While torch.compile traces a caller, ``traced`` stands for the op (``ops.compiled``).
+    """
 
     name: str
     reference: Callable[P, R]
@@ -34,6 +39,7 @@ class Op(Generic[P, R]):
     tolerance: float
     implementations: dict[str, Callable[P, R]] = field(default_factory=dict)
     active: Callable[P, R] = field(init=False)
+    traced: Callable[P, R] | None = None
 
     def __post_init__(self) -> None:
         self.implementations["reference"] = self.reference
@@ -41,6 +47,8 @@ class Op(Generic[P, R]):
         self.__doc__ = self.reference.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.traced is not None and is_compiling():
+            return self.traced(*args, **kwargs)
         return self.active(*args, **kwargs)
 
 

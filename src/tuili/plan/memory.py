@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError, nearest
 from tuili.base.hardware import Hardware
-from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS, memory_of
+from tuili.engine.memory import memory_of
+from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import GROUPS, Scheme
 
 WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
-KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def plan_memory(
     if not 0 < context <= spec.max_model_len:
         raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
     request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
-    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS)
+    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS["cpu"])
     return MemoryPlan(
         width=width.name,
         kv_dtype=kv_dtype,

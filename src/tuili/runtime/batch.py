@@ -57,3 +57,29 @@ def assemble(
         max_query_len=int(count.max()),
         attention=attention,
     )
+
+
+def spread(
+    rows: torch.Tensor,
+    starts: torch.Tensor,
+    bounds: torch.Tensor,
+    count: int,
+    max_query_len: int,
+    table: torch.Tensor,
+    block_size: int,
+    attention: AttentionBackend,
+) -> ForwardBatch:
+    """``assemble`` on a device, which keeps the block table of every row there: [rows, blocks] int64.
+
+    Of requests with ``rows`` of the table, from positions ``starts`` [r] on, ``count`` positions in all, between
+    ``bounds`` [r + 1]. Launches only, nothing is read back; the block table is as wide as it can get, so that shapes
+    say nothing of the contexts.
+    """
+    if count == len(rows):
+        owners, positions = rows, starts
+    else:
+        at = torch.arange(count, device=rows.device)
+        request = torch.searchsorted(bounds, at, right=True) - 1
+        owners, positions = rows[request], at - bounds[request] + starts[request]
+    slots = table[owners, positions // block_size] * block_size + positions % block_size
+    return ForwardBatch(positions, slots, bounds, starts + bounds.diff(), table[rows], max_query_len, attention)

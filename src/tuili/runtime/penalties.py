@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tuili.runtime.device import send
 from tuili.runtime.rows import Row
 
 
@@ -23,16 +24,16 @@ def adjust(scores: torch.Tensor, row: Row, position: int) -> None:
     p = row.params
     if p.allowed_token_ids is not None:
         keep = torch.full_like(scores, -torch.inf)
-        ids = torch.tensor(p.allowed_token_ids)
+        ids = send(p.allowed_token_ids, scores.device)
         keep[ids] = scores[ids]
         scores.copy_(keep)
     for word in p.bad_words_ids:
         if _ends_with(row.tokens, word[:-1]):
-            scores[word[-1]] = -torch.inf
+            scores[word[-1]].fill_(-torch.inf)
     if position - row.prompt_len < p.min_tokens and p.stop_ids:
-        scores[list(p.stop_ids)] = -torch.inf
+        scores.index_fill_(0, send(list(p.stop_ids), scores.device), -torch.inf)
     if p.logit_bias:
-        scores[list(p.logit_bias)] += torch.tensor(list(p.logit_bias.values()))
+        scores[send(list(p.logit_bias), scores.device)] += send(list(p.logit_bias.values()), scores.device)
     _penalise(scores, row)
 
 
@@ -45,7 +46,7 @@ def _penalise(scores: torch.Tensor, row: Row) -> None:
     p = row.params
     if p.repetition_penalty == 1.0 and not p.frequency_penalty and not p.presence_penalty:
         return
-    counts, seen = _count(row, scores.shape[-1])
+    counts, seen = _count(row, scores.shape[-1], scores.device)
     if p.repetition_penalty != 1.0:
         punished = torch.where(scores > 0, scores / p.repetition_penalty, scores * p.repetition_penalty)
         scores.copy_(torch.where(seen, punished, scores))
@@ -55,14 +56,15 @@ def _penalise(scores: torch.Tensor, row: Row) -> None:
         scores -= p.presence_penalty * (counts > 0)
 
 
-def _count(row: Row, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _count(row: Row, vocab: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Occurrences in the output [vocab] and presence anywhere [vocab]; adds only the ids that are new."""
     if row.output_counts is None or row.seen is None:
-        row.output_counts, row.seen = torch.zeros(vocab), torch.zeros(vocab, dtype=torch.bool)
+        row.output_counts = torch.zeros(vocab, device=device)
+        row.seen = torch.zeros(vocab, dtype=torch.bool, device=device)
     new = row.tokens[row.counted :]
     if new:
-        row.seen[torch.tensor(new)] = True
-        output = torch.tensor(row.tokens[max(row.counted, row.prompt_len) :], dtype=torch.long)
-        row.output_counts.index_add_(0, output, torch.ones(len(output)))
+        row.seen.index_fill_(0, send(new, device), True)
+        if output := row.tokens[max(row.counted, row.prompt_len) :]:
+            row.output_counts.index_add_(0, send(output, device), torch.ones(len(output), device=device))
         row.counted = len(row.tokens)
     return row.output_counts, row.seen

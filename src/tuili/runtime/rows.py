@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,39 @@ class Row:
     num_blocks: int = 0
     #: The id sampled last, for a chunk whose last id was still unknown to the scheduler (depth 2, law 4).
     last: int | None = None
+    #: Whether a step that was submitted to a device samples, or sampled, for this row.
+    sampled: bool = False
     #: [vocab] occurrences in the output, and presence in prompt or output; made on first use by the sampler.
     output_counts: torch.Tensor | None = None
     seen: torch.Tensor | None = None
     counted: int = 0
     #: Hidden state before the next chunk's first position: its prompt logprob needs it.
     before: torch.Tensor | None = None
+
+    def ids(self, chunk: Chunk) -> Sequence[int]:
+        """The ids of the chunk's positions; the one that the scheduler could not know yet is the last sample."""
+        tokens: Sequence[int] = chunk.tokens
+        missing = chunk.count - len(tokens)
+        if missing:
+            if missing != 1 or self.last is None:
+                raise lacking(chunk)
+            tokens = (*tokens, self.last)
+        if self.remembers:
+            self.tokens[chunk.start :] = tokens
+        return tokens
+
+
+def lacking(chunk: Chunk) -> RuntimeError:
+    """For a chunk without ids that nobody can fill in (law 4)."""
+    missing = chunk.count - len(chunk.tokens)
+    return RuntimeError(f"chunk of request {chunk.id} lacks {missing} token ids that were never sampled")
+
+
+def decodes(chunk: Chunk) -> bool:
+    """One position, whose logits alone are needed."""
+    return (
+        chunk.count == 1 and chunk.sample and (chunk.params.prompt_logprobs is None or chunk.start >= chunk.prompt_len)
+    )
 
 
 def _remembers(p: SamplingParams) -> bool:

@@ -22,15 +22,14 @@ import triton
 import triton.language as tl
 
 from tuili.ops.table import implement
-from tuili.ops.triton.about import FAST, INVARIANT, processors
+from tuili.ops.triton import tuning
+from tuili.ops.triton.about import FAST, INVARIANT, describe, processors
 from tuili.ops.triton.cache import block_size, key_place, key_places, value_place, value_places
 from tuili.ops.triton.language import LOG2_E, cast, dot, tanh, widen
 from tuili.ops.triton.rowwise import dense_last, pad
 
 #: Keys of a partition in the invariant kernel; part of its meaning.
 PARTITION = 1024
-#: Programs per multiprocessor that a split aims at.
-WAVES = 2
 MAX_SPLITS = 128
 
 
@@ -306,15 +305,21 @@ class Tiling:
     stages: int
 
 
-def tiling(n: int, requests: int, kv_heads: int, group: int, dim: int, capacity: int, processors: int) -> Tiling:
-    """For ``n`` queries of ``requests`` with up to ``capacity`` keys: a guess from shapes, until a card is measured."""
-    most = 128 if dim <= 128 else 64
-    rows = min(most, pad(-(-n // requests) * group, 16))
-    rows = max(rows, pad(group))
-    keys = 64 if dim <= 128 else 32
-    tiles = (n if n == requests else n // max(1, rows // group) + requests) * kv_heads
-    splits = min(WAVES * processors // tiles, -(-capacity // (4 * keys)), MAX_SPLITS)
-    return Tiling(rows, keys, max(1, splits), 8 if rows >= 128 else 4, 3 if dim <= 128 else 2)
+def tiling(
+    n: int, requests: int, kv_heads: int, group: int, dim: int, capacity: int, dtype: torch.dtype, processors: int
+) -> Tiling:
+    """For ``n`` queries of ``requests`` with up to ``capacity`` keys in a cache of ``dtype``: tiles that were measured
+    on this card, else guessed from the shapes."""
+    decode, queries = n == requests, -(-n // requests)
+    kind = str(dtype).removeprefix("torch."), group, dim
+    card = tuning.card(describe().card)
+    measured = (
+        card.find_attention("decode", *kind, requests) if decode else card.find_attention("prefill", *kind, queries)
+    )
+    tile = measured or tuning.guess_attention(queries, group, dim)
+    tiles = (n if decode else n // max(1, tile.rows // group) + requests) * kv_heads
+    splits = min(tile.waves * processors // tiles, -(-capacity // (4 * tile.keys)), MAX_SPLITS)
+    return Tiling(tile.rows, tile.keys, max(1, splits), tile.warps, tile.stages)
 
 
 def invariant_tiling(n: int, requests: int, group: int, dim: int, capacity: int) -> Tiling:
@@ -404,7 +409,7 @@ def attend(
     if invariant:
         tile = invariant_tiling(n, requests, group, dim, capacity)
     else:
-        tile = tiling(n, requests, kv_heads, group, dim, capacity, processors(q.device))
+        tile = tiling(n, requests, kv_heads, group, dim, capacity, cache[0].dtype, processors(q.device))
     queries = tile.rows // group
     shared = torch.empty(0, dtype=torch.float32, device=q.device)
     parts = shared if tile.splits == 1 else shared.new_empty(n * heads * tile.splits * padded)

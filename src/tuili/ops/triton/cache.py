@@ -12,8 +12,11 @@ import triton
 import triton.language as tl
 
 from tuili.ops.attention import LARGEST
+from tuili.ops.kvcache import cache_shapes
 from tuili.ops.triton.language import cast, whole
 from tuili.ops.triton.rowwise import both, dense_last, pad, rotate_row, rotation, turned, warps
+
+__all__ = ["cache_shapes"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,6 @@ def value_places(cache: torch.Tensor) -> Places:
 
 def block_size(k_cache: torch.Tensor) -> int:
     return k_cache.shape[3]
-
-
-def cache_shapes(blocks: int, size: int, kv_heads: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of the caches that a card reads best: a key or value is a row, the tokens of a block and head lie together."""
-    return (blocks, kv_heads, 1, size, dim), (blocks, kv_heads, size, dim, 1)
 
 
 @triton.jit

@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from tuili.runtime.kvstore import KVStore
 
 
+#: What writes and reads a pool of codes.
+OVER_CODES = {
+    torch.int8: (ops.write_kv_int8, ops.paged_attention_int8),
+    torch.float8_e4m3fn: (ops.write_kv_fp8, ops.paged_attention_fp8),
+}
+
+
 class PagedAttention:
     """The AttentionBackend that runs everywhere. Writing before reading lets requests of one step share blocks, and a
-    step's own K and V are read as later steps will read them (rounded, in an int8 pool)."""
+    step's own K and V are read as later steps will read them (rounded, in a pool of codes)."""
 
     def attend(
         self,
@@ -31,9 +38,10 @@ class PagedAttention:
     ) -> torch.Tensor:
         keys, values = kv.layer(layer)
         rows = (batch.block_table, batch.query_start, batch.context_len)
-        if kv.int8:
+        if kv.scaled:
+            write, attention = OVER_CODES[keys.dtype]
             k_scales, v_scales = kv.scales(layer)
-            ops.write_kv_int8(k, v, keys, values, k_scales, v_scales, batch.slots)
-            return ops.paged_attention_int8(q, keys, values, k_scales, v_scales, *rows, scale, window, softcap)
+            write(k, v, keys, values, k_scales, v_scales, batch.slots)
+            return attention(q, keys, values, k_scales, v_scales, *rows, scale, window, softcap)
         ops.write_kv(k, v, keys, values, batch.slots)
         return ops.paged_attention(q, keys, values, *rows, scale, window, softcap)

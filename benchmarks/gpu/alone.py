@@ -1,0 +1,94 @@
+"""Kernels alone: decode attention at long contexts, and products at the shapes of the 8B model; beside their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpu.place import Entry, LeftOut, Place, seconds
+from gpu.shapes import spec_of
+from tuili import ops
+from tuili.layers.sizes import block_parameters
+from tuili.ops.triton import FAST, cache, layouts
+
+#: Dtype of the cache by the ending of the op's name.
+CACHES = {"": torch.bfloat16, "_fp8": layouts.FP8, "_int8": torch.int8}
+BLOCK = 16
+
+
+def attention(place: Place) -> None:
+    """Decode over the KV cache of one layer: bytes of K and V per second."""
+    spec = spec_of("Llama-3.1-8B", place.tiny)
+    sizes = [(1, 40), (3, 70)] if place.tiny else [(1, 8192), (1, 131072), (8, 32768), (32, 8192), (256, 1024)]
+    for requests, context in sizes:
+        for kind, dtype in CACHES.items():
+            name = f"attention{kind} {requests} x {context}"
+            place.attempt(name, lambda r=requests, c=context, k=kind, d=dtype: _attention(spec, r, c, k, d, place))
+
+
+def _attention(spec: Any, requests: int, context: int, kind: str, dtype: torch.dtype, place: Place) -> Entry:
+    each = -(-context // BLOCK)
+    blocks, heads, dim, device = requests * each, spec.num_kv_heads, spec.head_dim, place.device
+    if device == "cuda" and 8 * blocks * BLOCK * heads * dim > torch.cuda.mem_get_info()[0]:
+        raise LeftOut("the card has no room for it")
+    caches = [
+        (torch.randn(shape, device=device) * 30).to(dtype) for shape in cache.cache_shapes(blocks, BLOCK, heads, dim)
+    ]
+    scales = [torch.rand(blocks, heads, BLOCK, device=device) / 30 for _ in range(2)] if kind else []
+    q = torch.randn(requests, spec.num_heads, dim, device=device).bfloat16()
+    table = torch.randperm(blocks, device=device).view(requests, each)
+    start = torch.arange(requests + 1, device=device)
+    lengths = torch.full((requests,), context, device=device)
+    call = ops.table[f"paged_attention{kind}"].implementations[FAST]
+    taken = seconds(lambda: call(q, *caches, *scales, table, start, lengths, spec.scale), device)
+    moved = 2 * requests * context * heads * (dim * dtype.itemsize + (4 if kind else 0))
+    return {"bytes": moved, "seconds_alone": taken}
+
+
+def products(place: Place) -> None:
+    """Each matrix of the 8B model's block at some numbers of rows, in each format: bytes and operations per second."""
+    spec = spec_of("Llama-3.1-8B", place.tiny)
+    shapes = {name: shape for name, shape in block_parameters(spec).items() if len(shape) == 2}
+    for rows in (2, 20) if place.tiny else (1, 8, 64, 256, 8192):
+        for name, (out, into) in shapes.items():
+            for kind, make in PRODUCTS.items():
+                label = f"{kind} {rows} x {name.removesuffix('.weight')}"
+                place.attempt(label, lambda r=rows, o=out, i=into, m=make: _product(m, r, o, i, place.device))
+
+
+def _product(make: Callable[..., Any], rows: int, out: int, into: int, device: str) -> Entry:
+    x = torch.randn(rows, into, device=device).bfloat16()
+    op, weight = make(out, into, device)
+    call = ops.table[op].implementations[FAST]
+    taken = seconds(lambda: call(x, *weight), device)
+    moved = sum(t.nbytes for t in weight if isinstance(t, torch.Tensor)) + 2 * rows * (into + out)
+    return {"bytes": moved, "operations": 2 * rows * out * into, "seconds_alone": taken}
+
+
+def _bfloat16(out: int, into: int, device: str) -> tuple[str, tuple[Any, ...]]:
+    return "linear", (torch.randn(out, into, device=device).bfloat16(),)
+
+
+def _int4(out: int, into: int, device: str) -> tuple[str, tuple[Any, ...]]:
+    codes = torch.randint(0, 16, (out, into), dtype=torch.uint8, device=device)
+    scales = layouts.by_tile(torch.rand(out, -(-into // 128), device=device).half())
+    return "int4_weight_only_linear", (layouts.pack_int4(codes, 128), scales, None, out)
+
+
+def _bytes(op: str, dtype: torch.dtype) -> Callable[..., Any]:
+    def make(out: int, into: int, device: str) -> tuple[str, tuple[Any, ...]]:
+        codes = (torch.randn(out, into, device=device) * 40).clamp(-127, 127).to(dtype)
+        return op, (codes, torch.rand(out, 1, device=device))
+
+    return make
+
+
+PRODUCTS = {
+    "bfloat16": _bfloat16,
+    "W4A16": _int4,
+    "W8A8": _bytes("byte_linear", torch.int8),
+    "FP8": _bytes("byte_linear", layouts.FP8),
+    "W8A16": _bytes("byte_weight_only_linear", torch.int8),
+}

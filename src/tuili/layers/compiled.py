@@ -1,0 +1,54 @@
+"""``--compile``: what lies before and after attention, in every block, fused by torch.compile.
+
+Two functions serve all blocks, so that start-up does not take longer for a deeper model. Compiled once for one row and
+once for any other number, by a call with zeros: no step compiles anything. Attention stays the call that it is.
+"""
+
+from __future__ import annotations
+
+import time
+from types import MethodType
+from typing import cast
+
+import torch
+
+from tuili.layers.decoder import Block, Decoder
+from tuili.ops.compiled import make_traceable
+
+#: Numbers of rows to compile for: one is special to torch, the other stands for all others.
+ROWS = (3, 1)
+
+
+def compile_model(model: Decoder) -> float:
+    """Compile the blocks of ``model``; the seconds that it took. Needs a C++ compiler, on CUDA Triton."""
+    began = time.perf_counter()
+    make_traceable()
+    before, after = (torch.compile(part, fullgraph=True) for part in (model.block.before, model.block.after))
+    for layer in model.layers:
+        vars(layer).update(before=MethodType(before, layer), after=MethodType(after, layer))
+    for rows in ROWS:
+        _warm_up(model, rows)
+    return time.perf_counter() - began
+
+
+def uncompile(model: Decoder) -> None:
+    """Every op of ``model`` called anew again."""
+    for layer in model.layers:
+        vars(layer).pop("before", None)
+        vars(layer).pop("after", None)
+
+
+@torch.inference_mode()
+def _warm_up(model: Decoder, rows: int) -> None:
+    """Call what is compiled with ``rows`` rows, which may be any other number, unless it is one."""
+    spec, device = model.spec, model.norm.weight.device
+    positions = torch.zeros(rows, dtype=torch.int64, device=device)
+    x = torch.zeros(rows, spec.hidden_size, dtype=model.dtype, device=device)
+    heads = torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=model.dtype, device=device)
+    for layer, block in enumerate(cast(list[Block], model.layers)):
+        angles = model.angles(positions)[spec.window(layer) is not None]
+        for tensor in (x, heads, *angles):
+            if rows > 1:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        block.before(x, angles)
+        block.after(x, heads)

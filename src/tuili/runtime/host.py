@@ -1,0 +1,53 @@
+"""``Host``: the processor as a ``Device``, where Triton's interpreter computes: the path of a card, without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import psutil
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Done(Generic[T]):
+    """Work that was done when it was submitted."""
+
+    returned: T
+    seconds: float
+
+    def wait(self) -> T:
+        return self.returned
+
+
+class Host:
+    """Does everything at once; what it captures, it calls again."""
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+
+    def host(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(tuple(shape), dtype=dtype)
+
+    def submit(self, work: Callable[[], T]) -> _Done[T]:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            returned = work()
+        return _Done(returned, time.perf_counter() - began)
+
+    def capture(self, function: Callable[[], object]) -> Callable[[], None]:
+        def again() -> None:
+            function()
+
+        return again
+
+    def memory(self) -> tuple[int, int]:
+        memory = psutil.virtual_memory()
+        return memory.available, memory.total
+
+    def close(self) -> None:
+        """Nothing is left to wait for."""
