@@ -139,16 +139,19 @@ def test_rows_do_not_see_their_batch(scheme: Scheme, backend: str) -> None:
             assert torch.equal(weight.matmul(x[first:end].clone()), whole[first:end])
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("scheme", [scheme for scheme in ALL if scheme.symmetric and scheme.format != "dense"], ids=str)
-def test_both_places_round_alike(scheme: Scheme) -> None:
+def test_both_places_round_alike(scheme: Scheme, backend: str) -> None:
     """``--quantization`` gives one matrix, wherever it is stored."""
     matrix = random(200, 192)
     matrix[3] = 0
-    places = place_on(), DeviceMemory(torch.device("cpu"))
-    here, there = (Weight.of(matrix, scheme, place).dequant() for place in places)
+    with ops.use(backend):
+        places = place_on(), DeviceMemory(torch.device("cpu"))
+        here, there = (Weight.of(matrix, scheme, place).dequant() for place in places)
     assert torch.equal(here, there)
-    error = {"int8": 1 / 254, "int4": 1 / 14, "fp8": 1 / 28}[scheme.format]
-    assert float((here - matrix).abs().max()) <= 1.01 * error * float(matrix.abs().max())
+    if scheme.format != "int4":  # whose scale cuts off what is rare: test_formats.py says how far it may err
+        error = {"int8": 1 / 254, "fp8": 1 / 28}[scheme.format]
+        assert float((here - matrix).abs().max()) <= 1.01 * error * float(matrix.abs().max())
 
 
 def test_the_place_follows_the_device_and_the_kernels() -> None:
