@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,14 @@ Made = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture(scope="session")
 def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """``made(kind name, case)``: its two directories, made once."""
-    known: dict[tuple[str, str], tuple[Path, Path]] = {}
+    """``made(kind name, case, **shape)``: its two directories, made once."""
+    known: dict[str, tuple[Path, Path]] = {}
 
-    def make(name: str, case: str = "llama") -> tuple[Path, Path]:
-        if (name, case) not in known:
-            known[name, case] = make_quantized(tiny(case, **WIDE), KINDS[name], tmp_path_factory.mktemp(name))
-        return known[name, case]
+    def make(name: str, case: str = "llama", **shape: int) -> tuple[Path, Path]:
+        key = f"{name} {case} {shape}"
+        if key not in known:
+            known[key] = make_quantized(tiny(case, **(shape or WIDE)), KINDS[name], tmp_path_factory.mktemp(name))
+        return known[key]
 
     return make
 
@@ -173,10 +174,10 @@ def test_families_with_biases_tied_heads_and_fused_files(name: str, case: str, m
 PROMPTS = [prompt(9), prompt(4, seed=2)]
 
 
-def text(path: Path, count: int = 12, **options: Any) -> list[list[int]]:
+def text(path: Path, count: int = 12, prompts: Sequence[list[int]] = PROMPTS, **options: Any) -> list[list[int]]:
     params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
     with LLM(str(path), dtype="float32", max_model_len=64, **options) as llm:
-        return [out.outputs[0].token_ids for out in llm.generate(PROMPTS, params, use_tqdm=False)]
+        return [out.outputs[0].token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
 
 
 SERVED = ("ct-w4a16-g32", "ct-w8a16-channel", "ct-w8a16-g64-zeros", "ct-fp8-weight-only", "awq-g32")
@@ -206,12 +207,13 @@ def test_rounded_activations_do_not_see_their_batch(name: str, made: Made) -> No
 @pytest.mark.parametrize("name", ["ct-w4a16-g32", "ct-w8a16-g64-zeros", "ct-w8a8-channel", "fp8-block"])
 def test_the_engine_serves_them_on_a_device(name: str, made: Made) -> None:
     """Interpreted: the engine's runner for devices, each of a device's packings and ops, against the naive loop."""
-    quantized, _ = made(name)
+    quantized, _ = made(name, num_hidden_layers=1)
+    prompts = [prompt(3), prompt(2, seed=2)]
     with ops.use("triton_invariant"):
         model = load(quantized)
-        want = [greedy(model, ids, 3) for ids in PROMPTS]
+        want = [greedy(model, ids, 2) for ids in prompts]
     small = {"enforce_eager": True, "max_num_seqs": 2, "max_num_batched_tokens": 16}
-    assert text(quantized, 3, kernels="triton", deterministic=True, **small) == want
+    assert text(quantized, 2, prompts, kernels="triton", deterministic=True, **small) == want
 
 
 @WITH_TRITON
