@@ -154,6 +154,23 @@ def test_both_places_round_alike(scheme: Scheme, backend: str) -> None:
         assert float((here - matrix).abs().max()) <= 1.01 * error * float(matrix.abs().max())
 
 
+@pytest.mark.parametrize("scheme", ALL, ids=str)
+def test_nothing_stays_behind_on_the_cpu(scheme: Scheme) -> None:
+    """On another device (here one without memory, which refuses to meet CPU tensors) all is made there."""
+    meta = torch.device("meta")
+    place = DeviceMemory(meta)
+    with torch.device("cpu"):
+        weight = Weight.empty(200, 192, scheme, torch.bfloat16, place)
+        if scheme.symmetric:
+            weight.fill(0, torch.ones(200, 192, dtype=torch.bfloat16, device=meta))
+        if scheme.format != "dense":
+            weight.fill(0, codes_of(scheme, 200, 192)[0].each(place.bring))
+        x, ids = torch.ones(3, 192, dtype=torch.bfloat16, device=meta), torch.ones(3, dtype=torch.long, device=meta)
+        made = [weight.dequant(), weight.rows(ids), weight.matmul(x), *weight.tensors.values()]
+    assert {tensor.device for tensor in made} == {meta}
+    assert [tuple(tensor.shape) for tensor in made[:3]] == [(200, 192), (3, 192), (3, 200)]
+
+
 def test_the_place_follows_the_device_and_the_kernels() -> None:
     assert place_on().kernels == "cpu"
     with ops.use("triton" if triton.describe().usable else "reference"):
