@@ -36,6 +36,11 @@ class Grid:
     def shape(self, out: int, into: int) -> tuple[int, int]:
         return _cells(out, self.height), _cells(into, self.width)
 
+    def shapes(self, out: int, into: int) -> tuple[Shape, ...]:
+        """The shapes that files give the scales: dimensions of one may be left out."""
+        full = self.shape(out, into)
+        return {(1, 1): (full, (1,), ()), (out, 1): (full, (out,))}.get(full, (full,))
+
 
 def _cells(size: int, cell: int) -> int:
     return -(-size // cell) if cell else 1
@@ -149,8 +154,7 @@ class Bytes(Layout):
     optional = frozenset({"weight_zero_point", "weight_shape", "weight_g_idx", "input_scale", "input_zero_point"})
 
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
-        full = self.grid.shape(out, into)
-        shapes: tuple[Shape, ...] = {(1, 1): ((1, 1), (1,), ()), (out, 1): ((out, 1), (out,))}.get(full, (full,))
+        shapes = self.grid.shapes(out, into)
         zeros = {} if self.scheme.symmetric else {"weight_zero_point": shapes}
         return {"weight": ((out, into),), self.scale: shapes} | zeros
 
@@ -197,7 +201,7 @@ class Packed(Layout):
         zeros: dict[str, tuple[Shape, ...]] = {"weight_zero_point": ((_words(scales[0], self.bits), scales[1]),)}
         packed: dict[str, tuple[Shape, ...]] = {
             "weight_packed": ((out, _words(into, self.bits)),),
-            "weight_scale": (scales,),
+            "weight_scale": self.grid.shapes(out, into),
         }
         return packed if self.scheme.symmetric else packed | zeros
 
@@ -208,13 +212,13 @@ class Packed(Layout):
         _refuse_dtype(f"{module}.weight_packed", files["weight_packed"], torch.int32)
 
     def scales(self, files: Files, out: int, into: int) -> torch.Tensor:
-        return files["weight_scale"]
+        return files["weight_scale"].reshape(self.grid.shape(out, into))
 
     def codes(self, files: Files, scheme: Scheme, out: int, into: int, start: int, end: int) -> Codes:
         from tuili.quant.weight import Codes
 
         values = _signed(unpack_words(files["weight_packed"][start:end], self.bits, into), self.bits)
-        scales, zeros = self._fit(files["weight_scale"], scheme, into, start, end), None
+        scales, zeros = self._fit(self.scales(files, out, into), scheme, into, start, end), None
         if not scheme.symmetric:
             lines = self.grid.shape(out, into)[0]
             all_zeros = _signed(unpack_words(files["weight_zero_point"].T, self.bits, lines), self.bits).T
