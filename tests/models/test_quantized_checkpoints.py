@@ -369,7 +369,7 @@ def partly(kind: Kind, kept: tuple[str, ...], settings: dict[str, Any]) -> Kind:
         (partly(KINDS["gptq-sym"], (), {"lm_head": True}), {"+head"}),
         (partly(KINDS["ct-w8a16-g32"], (), {"ignore": []}), {"+head"}),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: value.name if isinstance(value, Kind) else str(sorted(value))[:30],
 )
 def test_what_is_left_as_floats(kind: Kind, missing: set[str], tiny: Tiny, tmp_path: Path) -> None:
     quantized, dense = make_quantized(tiny("llama", **WIDE), kind, tmp_path)

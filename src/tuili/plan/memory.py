@@ -37,7 +37,7 @@ def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
         if group not in GROUPS:
             raise ConfigError(f"int4 with group={group}: the group must be one of {GROUPS}")
         kind = f"int4 g{group}" + ("" if symmetric else " zeros")
-        return Width(kind, "bfloat16", Scheme("int4", group, symmetric))
+        return Width(kind, "bfloat16", Scheme("int4", group, symmetric, table="int8"))
     return Width(name, name)
 
 
