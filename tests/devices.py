@@ -1,18 +1,18 @@
 """Stand-ins for a card, which compute on the CPU and are stricter than one where a CPU would forgive.
 
-- A tensor that work makes without naming the device is on ``meta``: mixing it with the device's raises, as on a card.
 - Memory of the host begins as garbage.
 - A captured function is called again, but every call must launch the same ops on the same addresses with the same
   numbers as the first one, since that is all that a CUDA graph would repeat; and nothing may be read back to the host.
 - ``Lagging`` computes nothing before somebody waits for it: what the host overwrites too early is lost, what it reads
   too early is garbage.
+- ``Strict`` takes no tensor that was made without naming the device: a card would find it on the CPU.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -23,7 +23,8 @@ from tuili.ops.triton import describe
 
 aten = torch.ops.aten
 #: What reads a result back, or whose result's shape is in the numbers: a capture fails on it.
-SYNCHRONOUS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default}
+SYNCHRONOUS = {aten.nonzero.default, aten.masked_select.default}
+READERS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__")
 
 
 class Done:
@@ -39,7 +40,7 @@ class Done:
     def run(self) -> None:
         began = time.perf_counter()
         try:
-            with torch.inference_mode(), torch.device("meta"):
+            with torch.inference_mode(), self._device.rules():
                 self._result = self._work()
         except Exception as error:
             self._error = error
@@ -72,6 +73,10 @@ class AtOnce:
         done = Done(self, work)
         self.take(done)
         return done
+
+    def rules(self) -> AbstractContextManager[None]:
+        """What surrounds all work."""
+        return nullcontext()
 
     def take(self, work: Done) -> None:
         work.run()
@@ -121,6 +126,25 @@ class Lagging(AtOnce):
         super().close()
 
 
+class Located(TorchDispatchMode):
+    """Raises where a tensor is made that is not on the device: some ops mix ``meta`` with others, and do nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(made, torch.Tensor) and made.is_meta for made in _flat([out])):
+            raise RuntimeError(f"{func} makes a tensor that is not on the device")
+        return out
+
+
+class Strict(AtOnce):
+    """As a card, mixes no devices: what is made without saying where is on ``meta``, and raises. Costs some time."""
+
+    @contextmanager
+    def rules(self) -> Iterator[None]:
+        with torch.device("meta"), Located():
+            yield
+
+
 class Launches(TorchDispatchMode):
     """What a function launches: ops and kernels, with the addresses that are not its own and all numbers."""
 
@@ -130,7 +154,7 @@ class Launches(TorchDispatchMode):
         self._own: dict[int, torch.Tensor] = {}
 
     def watch(self, function: Callable[[], object]) -> None:
-        with _kernels(self.launched), self:
+        with patch.multiple(torch.Tensor, **dict.fromkeys(READERS, _read)), _kernels(self.launched), self:
             function()
         self._own.clear()
 
@@ -140,7 +164,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in SYNCHRONOUS or (any(_is_mask(index) for index in _flat(args[1:])) and "index" in str(func)):
-            raise RuntimeError(f"{func} reads the device while a step is captured")
+            _read(func)
         self.launched(str(func), [args, sorted(kwargs.items())])
         out = func(*args, **kwargs)
         given = {t.untyped_storage().data_ptr() for t in _flat([args, kwargs]) if isinstance(t, torch.Tensor)}
@@ -154,6 +178,10 @@ class Launches(TorchDispatchMode):
             return value
         own = value.untyped_storage().data_ptr() in self._own
         return "own" if own else value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+
+
+def _read(what: Any) -> None:
+    raise RuntimeError(f"{type(what).__name__} is read back while a step is captured")
 
 
 def _is_mask(value: Any) -> bool:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
 from tuili import ops
 from tuili.base.clock import WallClock
+from tuili.core.executor import Executor
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
 from tuili.core.policies import policies
 from tuili.core.request import FinishReason, Request, Update
 from tuili.core.scheduler import Scheduler
+from tuili.executors.device import DeviceExecutor
 from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops import cpu
 from tuili.quant.scheme import SCHEMES, Scheme
+from tuili.runtime.device import Device
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -76,10 +81,13 @@ WEIGHT_ONLY = [f"qwen3-f32{ON_BEST}+int8_weight_only", f"phi-bf16{ON_BEST}+int4_
 #: naive loop, whose whole sequence is one chunk, sees the same keys and values.
 KV8 = "+kv8"
 ON_INT8_KV = [f"llama-bf16{KERNELS if ON_KERNELS else ''}{KV8}", f"gemma-f32{KV8}"]
+#: And over a float8 one, which torch's references write and read.
+KV_FP8 = "+kvfp8"
+ON_FP8_KV = [f"llama-bf16{KV_FP8}", f"gemma-f32{KV_FP8}"]
 
 
 def kv_cache_dtype(name: str) -> str:
-    return "int8" if name.endswith(KV8) else "auto"
+    return "fp8" if name.endswith(KV_FP8) else "int8" if name.endswith(KV8) else "auto"
 
 
 def backend(name: str) -> AbstractContextManager[None]:
@@ -111,14 +119,7 @@ def naive(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     tokens = list(prompt)
     for _ in range(count):
         blocks = -(-len(tokens) // BLOCK)
-        executor = LocalExecutor(
-            model(name),
-            num_blocks=blocks,
-            block_size=BLOCK,
-            max_model_len=LONGEST,
-            max_num_seqs=1,
-            kv_cache_dtype=kv_cache_dtype(name),
-        )
+        executor = LocalExecutor(model(name), **sizes(name, blocks, 1))
         params = SamplingParams(temperature=0.0)
         chunk = Chunk("naive", 0, len(tokens), tuple(tokens), 0, True, tuple(range(blocks)), params, len(prompt))
         tokens += executor.execute(StepPlan(0, (chunk,))).result().tokens["naive"]
@@ -146,16 +147,39 @@ def engine(
     policy: str = "fcfs",
     chunked: bool = True,
 ) -> tuple[Scheduler, LocalExecutor]:
-    executor = LocalExecutor(
-        model(name),
-        num_blocks=blocks,
-        block_size=BLOCK,
-        max_model_len=LONGEST,
-        max_num_seqs=rows,
-        kv_cache_dtype=kv_cache_dtype(name),
-        enforce_eager=name.endswith(EAGER),
+    executor = LocalExecutor(model(name), **sizes(name, blocks, rows), enforce_eager=name.endswith(EAGER))
+    return scheduler_for(executor, budget, rows, reuse, policy, chunked), executor
+
+
+def device_engine(
+    name: str,
+    device: Device,
+    capture_sizes: Sequence[int] = (),
+    *,
+    budget: int,
+    blocks: int,
+    rows: int = 6,
+    decoder: Any = None,
+) -> tuple[Scheduler, DeviceExecutor]:
+    executor = DeviceExecutor(
+        decoder or model(name),
+        device,
+        **sizes(name, blocks, rows),
+        capture_sizes=capture_sizes,
     )
-    scheduler = Scheduler(
+    return scheduler_for(executor, budget, rows), executor
+
+
+def sizes(name: str, blocks: int, rows: int) -> dict[str, Any]:
+    """An executor's."""
+    lengths = {"num_blocks": blocks, "block_size": BLOCK, "max_model_len": LONGEST, "max_num_seqs": rows}
+    return {**lengths, "kv_cache_dtype": kv_cache_dtype(name)}
+
+
+def scheduler_for(
+    executor: Executor, budget: int, rows: int, reuse: bool = True, policy: str = "fcfs", chunked: bool = True
+) -> Scheduler:
+    return Scheduler(
         executor.capacity,
         policies.get(policy)(),
         max_num_batched_tokens=budget,
@@ -164,10 +188,9 @@ def engine(
         enable_chunked_prefill=chunked,
         clock=WallClock(),
     )
-    return scheduler, executor
 
 
-def drive(scheduler: Scheduler, executor: LocalExecutor, depth: int = 1) -> list[Update]:
+def drive(scheduler: Scheduler, executor: Executor, depth: int = 1) -> list[Update]:
     """Run until nothing is left, with up to ``depth`` plans in flight."""
     updates: list[Update] = []
     flying: deque = deque()

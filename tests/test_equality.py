@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from equality import (
     EAGERLY,
+    ON_FP8_KV,
     ON_INT8_KV,
     ON_KERNELS,
     QUANTIZED,
@@ -65,7 +66,7 @@ def test_greedy_text_equals_the_naive_loop(
     )
 
 
-@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV])
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV, *ON_FP8_KV])
 def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
     wishes = [
         {"temperature": 0.8, "top_p": 0.9},
@@ -87,7 +88,8 @@ def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV]
+    "name",
+    ["llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV, *ON_FP8_KV],
 )
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 512])

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tuili.base.config import Config, dump, load, options
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
-from tuili.engine.resolve import Measured, capture_sizes, effective, memory_of, memory_table, resolve
+from tuili.engine.captures import capture_sizes
+from tuili.engine.memory import Measured, memory_of, memory_table
+from tuili.engine.resolve import effective, resolve
 from tuili.layers.sizes import kv_bytes_per_position
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.quant.scheme import SCHEMES
@@ -161,7 +163,11 @@ def test_a_card_is_shared_and_its_memory_has_vllms_meaning():
     assert whole == table.for_kv // table.block
     assert shared < whole
     with pytest.raises(ConfigError, match="CUDA context"):
-        run(card(2 * GIB, free=GIB // 2))
+        run(card(2 * GIB, free=GIB // 8))
+    tight = run(card(2 * GIB, free=GIB // 2))
+    assert tight.num_gpu_blocks_override * 16 == 4096, (
+        "not refused for an estimate: one request fits beside the weights"
+    )
 
 
 def test_what_was_measured_replaces_the_estimate():
@@ -172,6 +178,8 @@ def test_what_was_measured_replaces_the_estimate():
     assert memory.for_kv == int(4 * GIB * 0.9) - GIB - GIB // 2 - GIB // 8 - GIB // 4
     assert config.num_gpu_blocks_override == memory.for_kv // memory.block
     assert resolve(config, SPEC, hardware) == config, "resolved, it does not ask again"
+    lean = resolve(Config(gpu_memory_utilization=1.0), SPEC, hardware, Measured(GIB, 0, 0, 0))
+    assert resolve(lean, SPEC, hardware) == lean, "what was measured to fit is not estimated to be too much"
     text = memory_table(memory, config.num_gpu_blocks_override)
     for word in ("weights", "activations", "captured steps", "CUDA context", "KV cache", "free", "as measured"):
         assert word in text

@@ -107,17 +107,38 @@ def test_integer_packing_is_a_bijection(size: tuple[int, int]) -> None:
     assert torch.equal(by_output(by_tile(numbers), size[0]), numbers)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_rounding_errs_by_half_a_step(symmetric: bool) -> None:
+def test_rounding_errs_by_half_a_step() -> None:
     weight = matrix(64, 256, torch.float32)
     weight[3] = 0
-    codes, scales, zeros = round_int4(weight, 32, symmetric)
-    scale = scales.float().repeat_interleave(32, 1)
-    zero = 8.0 if zeros is None else zeros.float().repeat_interleave(32, 1)
+    codes, scales, zeros = round_int4(weight, 32, symmetric=False)
+    assert zeros is not None
+    scale, zero = (t.float().repeat_interleave(32, 1) for t in (scales, zeros))
     error = ((codes.float() - zero) * scale - weight).abs()
-    assert float((error / scale).max()) <= (0.51 if symmetric else 1.01)  # a rounded zero point may cost another half
+    assert float((error / scale).max()) <= 1.01  # a rounded zero point may cost another half
     codes, scales = round_int8(weight)
     assert float(((codes * scales - weight).abs() / scales).max()) <= 0.501
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_symmetric_int4_errs_by_half_a_step_or_clips_and_errs_less(group: int) -> None:
+    """A scale that reaches the extreme errs by half a step; a smaller one is taken only where the squares are less."""
+    weight = matrix(64, 256, torch.float32)
+    weight[3] = 0
+    codes, scales, zeros = round_int4(weight, group, symmetric=True)
+    assert zeros is None
+    scale, wide = scales.float().unsqueeze(-1), weight.unflatten(-1, (-1, group))
+    error = (codes.unflatten(-1, (-1, group)).float() - 8) * scale - wide
+    extreme = wide.gather(-1, wide.abs().argmax(-1, keepdim=True))
+    reaching = (extreme / -8).half().float()
+    reaching = torch.where(reaching == 0, 1, reaching)
+    plain = (wide / reaching).round().clamp(-8, 7) * reaching - wide
+    assert bool((error.square().sum(-1) <= plain.square().sum(-1) + 1e-6).all())
+    clipped = scale.abs() < reaching.abs() * 0.99
+    assert 0.1 < float(clipped.float().mean()) < 0.9
+    # The side opposite to the extreme ends at 7 steps, so up to another half of a step lies beyond it.
+    assert float((error / scale).abs().masked_fill(clipped, 0).max()) <= 1.01
+    inside = (wide / scale).clamp(-8, 7) == wide / scale
+    assert float((error / scale).abs().masked_fill(~inside, 0).max()) <= 0.501
 
 
 def test_an_unknown_format_or_group_is_named() -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from tuili.base.clock import WallClock
 from tuili.base.config import Config
 from tuili.base.errors import ModelError
-from tuili.base.hardware import probe
+from tuili.base.hardware import Hardware, probe
 from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
-from tuili.engine.device import able, backend, open_device
-from tuili.engine.engine import Engine
+from tuili.engine.device import able, backend, open_device, place
+from tuili.engine.engine import Engine, told_as_it_is
 from tuili.engine.generation_config import generation_defaults
+from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
 from tuili.engine.prepare import Limits
-from tuili.engine.resolve import capture_sizes, effective, on_device, resolve
+from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
@@ -48,13 +50,20 @@ def build(
     )
     template(False)  # a missing --chat-template is told before the weights are loaded
     weight_files(checkpoint.path)  # missing weights are told before what they would take
-    config, machine = able(config, probe())
-    resolved = resolve(config, checkpoint.spec, machine)
-    log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    config, resolved, machine = prepared(config, checkpoint)
     limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
-    return TextEngine(
-        client(start(resolved, checkpoint, progress)), tokenizer, resolved, limits, defaults, templates=template
-    )
+    if resolved.device == "cuda":
+        resolved, engine = start_on_card(config, resolved, checkpoint, machine, progress)
+    else:
+        engine = start(resolved, open_executor(resolved, load(resolved, checkpoint, progress), progress))
+    log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    return TextEngine(client(engine), tokenizer, resolved, limits, defaults, templates=template)
+
+
+def prepared(config: Config, checkpoint: Checkpoint) -> tuple[Config, Config, Hardware]:
+    """``config`` as this machine is able to run it, the same resolved, and the machine. Raises ConfigError."""
+    able_config, machine = able(config, probe())
+    return able_config, resolve(able_config, checkpoint.spec, machine), machine
 
 
 def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Limits:
@@ -75,9 +84,46 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
     )
 
 
-def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Engine:
-    """The engine of a resolved config, its weights loaded."""
-    executor = open_executor(config, load(config, checkpoint, progress))
+def start_on_card(
+    config: Config, resolved: Config, checkpoint: Checkpoint, machine: Hardware, progress: Progress | None = None
+) -> tuple[Config, Engine]:
+    """The engine of ``config`` on a card, and that config resolved: the KV cache gets what is seen to be left, unless
+    ``config`` says how large it is. ``resolved`` is what was estimated. ConfigError with settings that fit where the
+    memory ends."""
+    from tuili.engine.profile import CudaMeter, ended, is_end, measure, told
+
+    spec, meter = checkpoint.spec, CudaMeter()
+    memory = memory_of(resolved, spec, machine)
+
+    def advice(doing: str) -> Callable[[int], str]:
+        return lambda size: savings(resolved, spec, memory, size, doing)
+
+    before = meter.allocated()
+    with told(LOADING, advice(LOADING)):
+        model = load(resolved, checkpoint, progress)
+    if config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None:
+        with told(MEASURING, advice(MEASURING)):
+            outside = max(0, machine.gpu_memory - machine.gpu_free - before)
+            measured = measure(resolved, partial(_open_small, resolved, model), meter, before, outside)
+        resolved = resolve(config, spec, machine, measured)
+        memory = memory_of(resolved, spec, machine, measured)
+    log.info("memory of %s:\n%s", machine.gpu, memory_table(memory, resolved.num_gpu_blocks_override or 0))
+    with told(ALLOCATING, advice(ALLOCATING)):
+        executor = open_executor(resolved, model, progress)
+
+    def explain(error: Exception) -> str:
+        return ended(COMPUTING, error, advice(COMPUTING)) if is_end(error) else told_as_it_is(error)
+
+    return resolved, start(resolved, executor, explain)
+
+
+def _open_small(config: Config, model: Decoder, num_blocks: int, sizes: Sequence[int]) -> Executor:
+    """An executor of ``num_blocks`` blocks that captures steps of ``sizes`` rows, to be measured."""
+    return open_executor(config.with_(num_gpu_blocks_override=num_blocks), model, sizes=sizes)
+
+
+def start(config: Config, executor: Executor, explain: Callable[[Exception], str] = told_as_it_is) -> Engine:
+    """The engine of a resolved config on the executor that was opened for it."""
     clock = WallClock()
     scheduler = Scheduler(
         executor.capacity,
@@ -89,14 +135,17 @@ def start(config: Config, checkpoint: Checkpoint, progress: Progress | None = No
         clock=clock,
         max_queued=config.max_num_queued_reqs,
     )
-    return Engine(scheduler, executor, clock, depth=2 if on_device(config) else 1)
+    return Engine(scheduler, executor, clock, depth=2 if on_device(config) else 1, explain=explain)
 
 
-def open_executor(config: Config, model: Decoder) -> Executor:
-    """Where plans of a resolved config run on ``model``: a device, or this process."""
-    sizes = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
-    assert None not in sizes, "not resolved"
-    num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], sizes)
+def open_executor(
+    config: Config, model: Decoder, progress: Progress | None = None, sizes: Sequence[int] | None = None
+) -> Executor:
+    """Where plans of a resolved config run on ``model``: a device, or this process. ``sizes`` are those of the steps
+    that a device captures, unless they are the config's."""
+    numbers = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
+    assert None not in numbers, "not resolved"
+    num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], numbers)
     if on_device(config):
         from tuili.executors.device import DeviceExecutor
 
@@ -107,8 +156,9 @@ def open_executor(config: Config, model: Decoder) -> Executor:
             block_size=config.block_size,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            capture_sizes=capture_sizes(config),
+            capture_sizes=capture_sizes(config) if sizes is None else sizes,
             kv_cache_dtype=config.kv_cache_dtype,
+            progress=progress,
         )
     from tuili.executors.local import LocalExecutor
 
@@ -146,6 +196,10 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
     plain = chosen != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
-    return load_model(
-        checkpoint, config.dtype, cast(int, config.max_model_len), watch, scheme=None if plain else scheme
-    )
+    length = cast(int, config.max_model_len)
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
+    if config.compile:
+        from tuili.layers.compiled import Compiled
+
+        log.info("compiled in %.1f s; `tuili bench compile` says when that pays", Compiled(model).seconds)
+    return model

@@ -47,20 +47,33 @@ class _Flight:
     schedule_seconds: float
 
 
+def told_as_it_is(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 class Engine:
     """Drives ``scheduler`` and ``executor``. Not safe for several threads: one thread owns it (see ``client.py``).
 
     ``depth`` is the number of plans in flight: 1 is lock-step, 2 lets the host plan while the device computes.
     ``listeners`` get the completed record of each step, in the engine's thread, after its updates were made.
+    ``explain`` puts in words what it died of.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Clock, depth: int = 1):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Clock,
+        depth: int = 1,
+        explain: Callable[[Exception], str] = told_as_it_is,
+    ):
         if depth < 1:
             raise ConfigError(f"the engine's depth must be at least 1, got {depth}")
         self.scheduler = scheduler
         self.executor = executor
         self.clock = clock
         self.depth = depth
+        self.explain = explain
         self.listeners: list[Listener] = []
         self.dead: EngineDead | None = None
         self.steps = 0
@@ -87,7 +100,7 @@ class Engine:
         try:
             return self._step()
         except Exception as error:  # whatever it was, the books and the device may disagree now
-            self.dead = EngineDead(f"the engine died in step {self.steps}: {type(error).__name__}: {error}")
+            self.dead = EngineDead(f"the engine died in step {self.steps}: {self.explain(error)}")
             raise self.dead from error
 
     def _step(self) -> list[Update]:

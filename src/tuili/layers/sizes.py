@@ -48,29 +48,46 @@ def block_parameters(spec: ModelSpec) -> dict[str, Shape]:
     return found | {f"{norm}.weight": (hidden,) for norm in norms}
 
 
+def parts(spec: ModelSpec, module: str) -> tuple[int, ...]:
+    """Outputs of the projections that are fused into ``module``, in order."""
+    if module.endswith("qkv_proj"):
+        return spec.num_heads * spec.head_dim, *(spec.num_kv_heads * spec.head_dim,) * 2
+    assert module.endswith("gate_up_proj"), module
+    return (spec.intermediate_size,) * 2
+
+
 def parameter_count(spec: ModelSpec) -> int:
     return sum(math.prod(shape) for shape in parameters(spec).values())
 
 
-def weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None) -> int:
+def weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, kernels: str = "cpu") -> int:
     """Bytes of all weights. Without ``scheme`` as a checkpoint in ``dtype`` holds them (its tensors, without headers);
-    else matrices stored by ``scheme``, padding included, and norms and biases in ``dtype``."""
-    return sum(_bytes(shape, dtype, scheme) for shape in parameters(spec).values())
+    else matrices stored by ``scheme``, padding included, and norms and biases in ``dtype``. What the checkpoint holds
+    rounded is stored as it is, for ``kernels`` ("cpu" or "triton")."""
+    return sum(named_bytes(spec, dtype, scheme, kernels).values())
 
 
-def _bytes(shape: Shape, dtype: str, scheme: Scheme | None) -> int:
+def named_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, kernels: str = "cpu") -> dict[str, int]:
+    """``weight_bytes`` of every parameter by its name."""
+    own = {f"{module}.weight": scheme for module, scheme in spec.rounded.schemes} if spec.rounded else {}
+    return {name: _bytes(shape, dtype, own.get(name, scheme), kernels) for name, shape in parameters(spec).items()}
+
+
+def _bytes(shape: Shape, dtype: str, scheme: Scheme | None, kernels: str) -> int:
     if scheme is None or len(shape) == 1:
         return math.prod(shape) * BYTES[dtype]
-    return stored_bytes(shape[0], shape[1], scheme, dtype)
+    return stored_bytes(shape[0], shape[1], scheme, dtype, kernels)
 
 
-def step_weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, rows: int = 1) -> int:
+def step_weight_bytes(
+    spec: ModelSpec, dtype: str, scheme: Scheme | None = None, rows: int = 1, kernels: str = "cpu"
+) -> int:
     """Bytes of weights that a step of ``rows`` rows reads: every weight once, but of an embedding that is not the head
     too only the rows' own vectors."""
-    everything = weight_bytes(spec, dtype, scheme)
+    each = named_bytes(spec, dtype, scheme, kernels)
+    everything, embedding = sum(each.values()), each["embedding.weight"]
     if spec.tied:
         return everything
-    embedding = _bytes((spec.vocab_size, spec.hidden_size), dtype, scheme)
     return everything - embedding + rows * spec.hidden_size * embedding // (spec.vocab_size * spec.hidden_size)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tuili.base.errors import ConfigError
+from tuili.quant.scheme import Scheme
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -18,6 +21,14 @@ class RopeSpec:
     kind: str = "default"
     scaling: tuple[tuple[str, object], ...] = ()
     original_len: int = 0
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Matrices that the checkpoint holds rounded: ``method`` did it, ``schemes`` are what they are, by module."""
+
+    method: str
+    schemes: tuple[tuple[str, Scheme], ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class ModelSpec:
     window_rope: RopeSpec | None = None
     dtype: str = "bfloat16"
     eos_token_ids: tuple[int, ...] = field(default=())
+    #: None: all matrices are floats.
+    rounded: Rounded | None = None
 
     @property
     def scale(self) -> float:
@@ -60,3 +73,12 @@ class ModelSpec:
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
+
+
+def refuse_rounding_twice(quantization: str, spec: ModelSpec) -> None:
+    """ConfigError where ``quantization`` (of the option, or a scheme's format) would round what is rounded."""
+    if spec.rounded and quantization not in ("none", "dense"):
+        raise ConfigError(
+            f"--quantization {quantization}, but the checkpoint is quantized already ({spec.rounded.method}), and its "
+            "codes are used as they are: leave --quantization out, or give the checkpoint that it was made from"
+        )

@@ -15,6 +15,8 @@ from tuili.base.log import get
 from tuili.layers.spec import ModelSpec
 from tuili.models import Family, family_of
 from tuili.models.fields import Fields
+from tuili.models.quantized import layouts_of, spec_of
+from tuili.models.quantized.layout import Layout
 
 log = get(__name__)
 
@@ -44,9 +46,14 @@ class Checkpoint:
     @cached_property
     def spec(self) -> ModelSpec:
         """The model's shape. End-of-text ids are generation_config.json's where it has some, as in transformers."""
-        spec = self.family.parse(self.config)
+        spec = spec_of(self.config)
         ends = Fields(self.generation_config, "generation_config.json").token_ids("eos_token_id")
         return replace(spec, eos_token_ids=ends) if ends else spec
+
+    @cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """How the files hold the matrices that are quantized already, by their modules' names."""
+        return layouts_of(self.config, self.family, self.spec)
 
     def file(self, name: str) -> Path | None:
         """The path of ``name`` in the checkpoint, or None where it has no such file."""
@@ -70,10 +77,18 @@ def open_checkpoint(name_or_dir: str | Path, revision: str | None = None) -> Che
     return Checkpoint(
         str(name_or_dir),
         path,
-        config,
+        _older_settings(path) | config,
         read_json(path / "generation_config.json", optional=True),
         read_json(path / "tokenizer_config.json", optional=True),
     )
+
+
+def _older_settings(path: Path) -> dict[str, Any]:
+    """``quantization_config`` of tools that wrote a file of its own."""
+    for method, file in (("gptq", "quantize_config.json"), ("awq", "quant_config.json")):
+        if settings := read_json(path / file, optional=True):
+            return {"quantization_config": {"quant_method": method} | settings}
+    return {}
 
 
 def locate(name: str, revision: str | None = None) -> Path:

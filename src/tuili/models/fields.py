@@ -81,6 +81,14 @@ class Fields:
             raise self.wrong(key, f"a list of {count} numbers above 0")
         return tuple(float(v) for v in value)
 
+    def strings(self, key: str) -> list[str]:
+        """A list of strings, or nothing."""
+        value = self.config.get(key)
+        value = [] if value is None else value
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise self.wrong(key, "a list of names")
+        return value
+
     def activation(self, *keys: str, default: str = "silu") -> str:
         """The activation under the first of ``keys`` that is there, in ``ops.gated``'s words."""
         key = next((k for k in keys if self.config.get(k) is not None), keys[0])

@@ -50,3 +50,13 @@ LLAMA: Names = ENDS | SPLIT_QKV | SPLIT_MLP | PRE_NORMS
 
 #: In old checkpoints, but computed from config.json and not parameters.
 NOT_PARAMETERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+#: In quantized checkpoints: ranges of attention and the KV cache, whose type is an option here.
+CACHE_SCALES = (
+    ".k_scale",
+    ".v_scale",
+    ".q_scale",
+    ".kv_scale",
+    ".prob_scale",
+    "k_proj.output_scale",
+    "v_proj.output_scale",
+)

@@ -8,46 +8,95 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from tuili.models.quantized.layout import Layout
+    from tuili.quant.scheme import Scheme
+    from tuili.quant.weight import Codes
 
 #: By the C library; None where there is none to ask.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 MADV_DONTNEED = 4
 
 
-class Source:
-    """``parts``, on top of each other."""
+class Plain:
+    """A tensor of floats."""
 
-    def __init__(self, parts: Sequence[torch.Tensor]):
-        self.parts = parts
-        self._ends = list(accumulate(len(part) for part in parts))
+    layout = None
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.rows = tensor, len(tensor)
 
     def read(self, start: int, end: int) -> torch.Tensor:
-        """Rows [start, end): a view of the file, or a copy where two parts meet."""
-        pieces = self._pieces(start, end)
-        if len(pieces) == 1:
-            return pieces[0]
-        import torch  # here: scanning this folder for families must work without it
-
-        return torch.cat(pieces)
+        """Rows [start, end): a view of the file."""
+        return self.tensor[start:end]
 
     def release(self, start: int, end: int) -> None:
         """Rows [start, end) are not wanted any more: their pages are dropped from this process."""
-        for piece in self._pieces(start, end):
-            first = -(-piece.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = (piece.data_ptr() + piece.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-            if _madvise is not None and last > first:
-                _madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)
+        release(self.tensor[start:end])
 
-    def _pieces(self, start: int, end: int) -> list[torch.Tensor]:
-        found = []
+
+class Coded:
+    """A rounded matrix [rows, into]: ``files`` in a ``layout``, its codes as ``scheme`` wants them."""
+
+    def __init__(self, layout: Layout, files: Mapping[str, torch.Tensor], scheme: Scheme, rows: int, into: int):
+        self.layout, self.files, self.scheme, self.rows, self.into = layout, files, scheme, rows, into
+
+    def read(self, start: int, end: int) -> Codes:
+        return self.layout.codes(self.files, self.scheme, self.rows, self.into, start, end)
+
+    def scales(self) -> torch.Tensor:
+        return self.layout.scales(self.files, self.rows, self.into).float()
+
+    def release(self, start: int, end: int) -> None:
+        """As ``Plain.release``; tensors that are not in rows go with the last one."""
+        for tensor in self.files.values():
+            if tensor.dim() and len(tensor) == self.rows:
+                release(tensor[start:end])
+            elif end == self.rows:
+                release(tensor)
+
+
+class Source:
+    """``parts``, on top of each other."""
+
+    def __init__(self, parts: Sequence[Plain | Coded]):
+        self.parts = parts
+        self._ends = list(accumulate(part.rows for part in parts))
+
+    def read(self, start: int, end: int) -> torch.Tensor | Codes:
+        """Rows [start, end): a view of the file, or a copy where two parts meet, or codes."""
+        pieces = [part.read(first, last) for part, first, last in self._pieces(start, end)]
+        return pieces[0] if len(pieces) == 1 else _join(pieces)
+
+    def release(self, start: int, end: int) -> None:
+        """Rows [start, end) are not wanted any more."""
+        for part, first, last in self._pieces(start, end):
+            part.release(first, last)
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Plain | Coded, int, int]]:
         for part, stop in zip(self.parts, self._ends, strict=True):
-            begin = stop - len(part)
+            begin = stop - part.rows
             if start < stop and end > begin:
-                found.append(part[max(start, begin) - begin : min(end, stop) - begin])
-        return found
+                yield part, max(start, begin) - begin, min(end, stop) - begin
+
+
+def _join(pieces: list[Any]) -> torch.Tensor | Codes:
+    import torch  # here: scanning this folder for families must work without it
+
+    return torch.cat(pieces) if isinstance(pieces[0], torch.Tensor) else type(pieces[0]).join(pieces)
+
+
+def release(tensor: torch.Tensor) -> None:
+    """The pages that lie wholly in ``tensor``, a view of a file, are dropped from this process."""
+    if _madvise is None or not tensor.is_contiguous():
+        return
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), MADV_DONTNEED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +18,21 @@ from safetensors import SafetensorError, safe_open
 
 from tuili.base.errors import ConfigError, ModelError, nearest
 from tuili.base.log import get
+from tuili.layers.spec import refuse_rounding_twice
 from tuili.models import Family, families
 from tuili.models.checkpoint import Checkpoint, read_json
 from tuili.models.fields import DTYPES
-from tuili.models.names import NOT_PARAMETERS, Names
+from tuili.models.names import CACHE_SCALES, NOT_PARAMETERS, Names
 
 if TYPE_CHECKING:
     import torch
 
     from tuili.layers.decoder import Decoder
-    from tuili.ops.cpu import Arena
+    from tuili.models.quantized.layout import Layout
+    from tuili.models.source import Coded, Plain
+    from tuili.quant.place import Place
     from tuili.quant.scheme import Scheme
-    from tuili.quant.weight import Weight
+    from tuili.quant.weight import Codes, Weight
 
 log = get(__name__)
 
@@ -53,74 +56,94 @@ def load_model(
     max_model_len: int,
     progress: Progress | None = None,
     scheme: Scheme | None = None,
+    device: str | torch.device = "cpu",
 ) -> Decoder:
     """The checkpoint's model, weights in ``dtype`` (float32, bfloat16, float16), ready for ``max_model_len`` tokens.
 
-    ``scheme``: how its matrices are stored; None: as plain parameters. Evaluation mode, no gradients. Raises
-    ModelError, ConfigError for an unknown ``dtype``.
+    ``scheme``: how its matrices are stored; None: as plain parameters. Those that the checkpoint holds rounded are
+    stored as they are. ``device``: where to; the order is that of the kernels that were chosen (``place_on``).
+    Evaluation mode, no gradients. Raises ModelError, and ConfigError for an unknown ``dtype`` or a ``scheme`` that
+    would round what is rounded.
     """
     import torch
 
     from tuili.layers.decoder import Decoder
+    from tuili.quant.place import place_on
 
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
-    if method := checkpoint.config.get("quantization_config"):
-        kind = method.get("quant_method") if isinstance(method, dict) else method
-        raise ModelError(f"config.json: quantization_config={kind!r} is not supported; use the unquantized checkpoint")
+    spec = checkpoint.spec
+    if scheme is not None:
+        refuse_rounding_twice(scheme.format, spec)
     with torch.device("meta"):
-        model = Decoder(checkpoint.spec)
-    load_weights(model, checkpoint.family, checkpoint.path, getattr(torch, dtype), progress, scheme)
+        model = Decoder(spec)
+    place = place_on(device)
+    load_weights(model, checkpoint, getattr(torch, dtype), place, progress, scheme)
     model.requires_grad_(False).eval()
-    if checkpoint.spec.rope.kind in ("dynamic", "longrope") and max_model_len > checkpoint.spec.rope.original_len:
+    if spec.rope.kind in ("dynamic", "longrope") and max_model_len > spec.rope.original_len:
         log.info(
             "%s: rope %r is stretched for max_model_len %d; up to %d it is not, which is more exact on short texts",
-            *(checkpoint.name, checkpoint.spec.rope.kind, max_model_len, checkpoint.spec.rope.original_len),
+            *(checkpoint.name, spec.rope.kind, max_model_len, spec.rope.original_len),
         )
+    _tell(model, place.kernels)
     model.prepare(max_model_len)
     return model
 
 
+def _tell(model: Decoder, kernels: str) -> None:
+    """Log what runs otherwise than its name says."""
+    from tuili.quant.scheme import packing_of
+
+    stored = [weight.scheme for module in model.modules() if (weight := _stored(module)) is not None]
+    if kernels == "cpu" and (slow := {s.format for s in stored if s.wide_scales or packing_of(s, "cpu") == "bytes"}):
+        log.warning("%s weights like these run on torch's references on a CPU: exact and slow", "/".join(sorted(slow)))
+    if kernels != "cpu" and any(s.format == "int4" and not s.weight_only for s in stored):
+        log.info("int4 weights: on a device activations are not rounded (W4A16)")
+
+
 def load_weights(
     model: Decoder,
-    family: type[Family],
-    directory: Path,
+    checkpoint: Checkpoint,
     dtype: torch.dtype,
+    place: Place,
     progress: Progress | None = None,
     scheme: Scheme | None = None,
 ) -> None:
-    """Fill ``model`` (on meta) from the ``*.safetensors`` of ``directory``. ModelError lists all that is wrong."""
+    """Fill ``model`` (on meta) from the checkpoint's ``*.safetensors``. ModelError lists all that is wrong."""
     from tuili.models.source import Source
-    from tuili.ops.cpu import Arena
 
-    expected = slots(model, family.names)
+    expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
-        files = [(path, stack.enter_context(_open(path))) for path in weight_files(directory)]
-        found = _match(files, family, expected)
-        _check(model, expected, found, directory)
-        parts: dict[str, list[str]] = {}
+        files = [(path, stack.enter_context(_open(path))) for path in weight_files(checkpoint.path)]
+        needs = _needs(expected, parameters, checkpoint.layouts)
+        found = _match(files, checkpoint.family, needs)
+        _check(needs, _optional(checkpoint.layouts), found, checkpoint)
+        members: dict[str, list[str]] = {}
         for name in sorted(expected, key=lambda name: expected[name].start):
-            parts.setdefault(expected[name].parameter, []).append(name)
-        parameters = dict(model.named_parameters())
-        total = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize
-        done, arena = 0, Arena()
+            members.setdefault(expected[name].parameter, []).append(name)
+        own = dict(model.spec.rounded.schemes) if model.spec.rounded else {}
+        total, done = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize, 0
         for target, parameter in parameters.items():
-            read = [found[name] for name in parts[target]]
-            source = Source([file.get_tensor(stored) for file, stored in read])
-            slices, fill = _room(model, target, parameter, dtype, scheme, arena)
+            wanted = own.get(target.removesuffix(".weight"), scheme)
+            parts = [
+                _part(name, expected[name].rows, parameter, wanted, needs, found, checkpoint.layouts)
+                for name in members[target]
+            ]
+            slices, fill = _room(model, target, parameter, dtype, _exact(wanted, parts, target), place)
+            source = Source(parts)
             for start, end in slices:
-                fill(start, source.read(start, end))
+                fill(start, _brought(source.read(start, end), place))
                 source.release(start, end)
                 done += (end - start) * parameter[:1].numel() * dtype.itemsize
                 if progress is not None:
                     progress(target, done, total)
 
 
-Fill = Callable[[int, "torch.Tensor"], object]
+Fill = Callable[[int, "torch.Tensor | Codes"], object]
 
 
 def _room(
-    model: Decoder, name: str, meta: torch.Tensor, dtype: torch.dtype, scheme: Scheme | None, arena: Arena
+    model: Decoder, name: str, meta: torch.Tensor, dtype: torch.dtype, scheme: Scheme | None, place: Place
 ) -> tuple[list[tuple[int, int]], Fill]:
     """Make the real tensor of parameter ``name``, which is on ``meta``.
 
@@ -135,12 +158,52 @@ def _room(
     module = model.get_submodule(path)
     if scheme is not None and kind == "weight" and isinstance(module, Matrix):
         out, into = meta.shape
-        weight = Weight.empty(out, into, scheme, dtype, arena)
+        weight = Weight.empty(out, into, scheme, dtype, place)
         module.hold(weight)
         return weight.slices(), weight.fill
-    plain = torch.empty(meta.shape, dtype=dtype)
+    plain = torch.empty(meta.shape, dtype=dtype, device=place.device)
     module.register_parameter(kind, torch.nn.Parameter(plain))
     return [(0, len(plain))], lambda start, rows: plain.copy_(rows)
+
+
+def _exact(scheme: Scheme | None, parts: list[Plain | Coded], name: str) -> Scheme | None:
+    """``scheme``; with scales of float32 where float16 would change one of the files'."""
+    if scheme is None or scheme.format != "int4":
+        return scheme
+    changed = [scales for part in parts if part.layout and bool(((scales := part.scales()).half() != scales).any())]
+    if not changed:
+        return scheme
+    smallest = min(float(scales.abs().min()) for scales in changed)
+    log.warning("%s: scales (down to %.1e) would not be the same in float16; they are kept in float32", name, smallest)
+    return replace(scheme, wide_scales=True)
+
+
+def _brought(rows: torch.Tensor | Codes, place: Place) -> torch.Tensor | Codes:
+    from tuili.quant.weight import Codes
+
+    return rows.each(place.bring) if isinstance(rows, Codes) else place.bring(rows)
+
+
+def _part(
+    name: str, rows: int, parameter: torch.Tensor, scheme: Scheme | None, needs: Needs, found: Found, layouts: Layouts
+) -> Plain | Coded:
+    """The tensor called ``name`` in the files, or what the files hold in its stead."""
+    from tuili.models.source import Coded, Plain
+
+    layout, module = _layout(name, layouts), name.removesuffix(".weight")
+    if layout is None or scheme is None:
+        return Plain(_read(found[name]))
+    into = parameter.shape[1]
+    ends = layout.tensors(rows, into).keys() | {end for end in layout.optional if f"{module}.{end}" not in needs}
+    files = {end: _read(found[f"{module}.{end}"]) for end in ends if f"{module}.{end}" in found}
+    layout.check(module, files, rows, into)
+    return Coded(layout, files, scheme, rows, into)
+
+
+def _read(place: tuple[Any, str]) -> torch.Tensor:
+    file, stored = place
+    tensor: torch.Tensor = file.get_tensor(stored)
+    return tensor
 
 
 def to_hf(model: Decoder, family: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -241,17 +304,42 @@ def _open(path: Path) -> Any:
 # Which tensor is which -----------------------------------------------------------------------------------------------
 
 Found = dict[str, tuple[Any, str]]
+Needs = dict[str, tuple[tuple[int, ...], ...]]
+Layouts = Mapping[str, "Layout"]
 
 
-def _match(files: list[tuple[Path, Any]], family: type[Family], expected: dict[str, Slot]) -> Found:
+def _layout(name: str, layouts: Layouts) -> Layout | None:
+    """How the files hold the tensor ``name``, where it is rounded."""
+    return layouts.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+
+
+def _needs(expected: dict[str, Slot], parameters: Mapping[str, torch.Tensor], layouts: Layouts) -> Needs:
+    """What the files must hold, by name, and the shapes that each may have."""
+    needs: Needs = {}
+    for name, slot in expected.items():
+        rest, layout = parameters[slot.parameter].shape[1:], _layout(name, layouts)
+        if layout is None:
+            needs[name] = ((slot.rows, *rest),)
+            continue
+        for end, shapes in layout.tensors(slot.rows, *rest).items():
+            needs[f"{name.removesuffix('.weight')}.{end}"] = shapes
+    return needs
+
+
+def _optional(layouts: Layouts) -> set[str]:
+    return {f"{module}.{end}" for module, layout in layouts.items() for end in layout.optional}
+
+
+def _match(files: list[tuple[Path, Any]], family: type[Family], needs: Needs) -> Found:
     """Tensors of ``files`` by their name in the family's table; what is known not to be a parameter is left out."""
     found: Found = {}
     ignored = 0
+    headless = not any(name.startswith("lm_head.") for name in needs)
     for path, file in files:
         for stored in file.keys():  # noqa: SIM118 (no mapping: it has no __iter__)
             name = _plain(stored, family.prefixes)
-            tied = name == "lm_head.weight" and name not in expected
-            if tied or stored.endswith(NOT_PARAMETERS) or stored.startswith(family.ignored):
+            tied = headless and name.startswith("lm_head.")
+            if tied or stored.endswith(NOT_PARAMETERS + CACHE_SCALES) or stored.startswith(family.ignored):
                 ignored += 1
                 continue
             if name in found:
@@ -269,27 +357,26 @@ def _plain(stored: str, prefixes: Mapping[str, str]) -> str:
     return stored
 
 
-def _check(model: Decoder, expected: dict[str, Slot], found: Found, directory: Path) -> None:
+def _check(needs: Needs, optional: set[str], found: Found, checkpoint: Checkpoint) -> None:
     """ModelError listing every missing, unexpected and misshapen tensor."""
-    parameters = dict(model.named_parameters())
     shaped = []
-    for name in expected.keys() & found.keys():
+    for name in needs.keys() & found.keys():
         file, stored = found[name]
         have = list(file.get_slice(stored).get_shape())
-        want = [expected[name].rows, *parameters[expected[name].parameter].shape[1:]]
-        if have != want:
-            shaped.append(f"{stored} (is {have}, config.json says {want})")
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found[name][1] for name in found.keys() - expected.keys())
+        if tuple(have) not in needs[name]:
+            shaped.append(f"{stored} (is {have}, config.json says {list(needs[name][0])})")
+    missing = sorted(needs.keys() - found.keys())
+    unexpected = sorted(found[name][1] for name in found.keys() - needs.keys() - optional)
     parts = [
         f"{len(names)} {what}: {_list(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", sorted(shaped)))
         if names
     ]
     if parts:
+        rounded = f", quantization_config: {checkpoint.spec.rounded.method}" if checkpoint.spec.rounded else ""
         raise ModelError(
-            f"the tensors of {directory} do not fit config.json ({model.spec.family}). {'; '.join(parts)}. "
-            "Check that config.json belongs to these weights and that the download is complete."
+            f"the tensors of {checkpoint.path} do not fit config.json ({checkpoint.spec.family}{rounded}). "
+            f"{'; '.join(parts)}. Check that config.json belongs to these weights and that the download is complete."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -106,7 +108,13 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @op(samples.scale)
 def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
     """``x`` times ``factor`` rounded to x's dtype (Gemma's embeddings)."""
-    return x * torch.tensor(factor, dtype=x.dtype, device="cpu")
+    return x * _rounded(factor, x.dtype)
+
+
+@cache
+def _rounded(factor: float, dtype: torch.dtype) -> float:
+    """``factor`` as ``dtype`` holds it. Looked up, so that a captured step makes no tensor for it."""
+    return torch.tensor(factor, dtype=dtype, device="cpu").item()
 
 
 @op(samples.softcap, tolerance=1e-5)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError, nearest
 from tuili.base.hardware import Hardware
-from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS, memory_of
+from tuili.engine.memory import memory_of
+from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import GROUPS, Scheme

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tuili.base.errors import ModelError
 from tuili.layers.spec import ModelSpec
-from tuili.models import family_of
 from tuili.models.checkpoint import EMBEDDED, HUB_ID, open_checkpoint, read_json
+from tuili.models.quantized import spec_of
 
 
 def open_spec(name: str) -> ModelSpec:
@@ -19,8 +19,7 @@ def open_spec(name: str) -> ModelSpec:
         path = _fetch(name)
     if not path.is_file():
         raise ModelError(f"there is no directory or config.json {name!r}, and it is no hub id (owner/name)")
-    config = read_json(path)
-    return family_of(config).parse(config)
+    return spec_of(read_json(path))
 
 
 def _fetch(name: str) -> Path:

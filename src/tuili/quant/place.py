@@ -18,6 +18,7 @@ class Place(Protocol):
     """``kernels``: whose packing the weights get ("cpu" or "triton", see ``scheme.packing_of``)."""
 
     kernels: str
+    device: torch.device
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor there."""

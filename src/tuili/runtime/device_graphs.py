@@ -103,6 +103,8 @@ class DeviceGraphs:
                 progress("capturing decode steps", done, len(sizes))
             try:
                 self._replays[size] = self.device.capture(lambda size=size: self._step(size))  # type: ignore[misc]
+            except torch.OutOfMemoryError:  # no way to go on: steps take memory too
+                raise
             except Exception as error:  # whatever it was, steps run without
                 self._replays.clear()
                 self.why = f"{type(error).__name__} at {size} rows: {error}"

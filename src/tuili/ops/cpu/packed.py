@@ -54,7 +54,7 @@ class Arena:
     """Memory for weights, in large mappings on huge pages, 64-byte aligned; freed with the last tensor made in it."""
 
     #: Who reads them.
-    kernels = "cpu"
+    kernels, device = "cpu", torch.device("cpu")
 
     def __init__(self) -> None:
         self._map: mmap.mmap | None = None

@@ -18,6 +18,10 @@ from tuili.ops.cpu.packed import TILE, pack, shape, tile_rows
 from tuili.ops.table import Sample, op
 
 
+#: What the scales of 4-bit groups may be, as shares of the one that reaches the group's extreme.
+CLIPS = (1.0, 0.95, 0.9, 0.85)
+
+
 def round_int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes int8 and scales float32 [out, 1]: the row's largest magnitude becomes 127."""
     wide = matrix.float()
@@ -31,19 +35,53 @@ def round_int4(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Codes 0..15 in uint8, and per ``group`` of a row's inputs a scale, made float16 before the codes are chosen.
 
-    Symmetric: zero is code 8, and -8 to 7 span the group. Else the group's range, widened to hold zero, spans 0 to 15,
-    and there are zero points (uint8).
+    Symmetric: zero is code 8, and the group's extreme is code 0, so that its scale has the other sign. Of that scale
+    and some smaller ones, which clip the extreme, the one with the least squared error. Else the group's range, widened
+    to hold zero, spans 0 to 15, and there are zero points (uint8).
     """
     out, into = matrix.shape
     wide = F.pad(matrix.float(), (0, -into % group)).view(out, -1, group)
     low, high = wide.amin(-1).clamp(max=0), wide.amax(-1).clamp(min=0)
-    scales = (torch.maximum(high / 7, -low / 8) if symmetric else (high - low) / 15).half()
-    scales[scales == 0] = 1
+    if symmetric:
+        codes, scales = _least_error(wide, torch.where(high < -low, low, high) / -8)
+        return codes.view(out, -1)[:, :into], scales, None
+    scales = _half((high - low) / 15)
     divisor = scales.float()
-    zeros = None if symmetric else (-low / divisor).round().clamp(0, 15)
-    offset = 8.0 if zeros is None else zeros.unsqueeze(-1)
-    codes = ((wide / divisor.unsqueeze(-1)).round() + offset).clamp(0, 15).to(torch.uint8)
-    return codes.view(out, -1)[:, :into], scales, None if zeros is None else zeros.to(torch.uint8)
+    zeros = (-low / divisor).round().clamp(0, 15)
+    codes = ((wide / divisor.unsqueeze(-1)).round() + zeros.unsqueeze(-1)).clamp(0, 15).to(torch.uint8)
+    return codes.view(out, -1)[:, :into], scales, zeros.to(torch.uint8)
+
+
+def _least_error(wide: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric codes and scales of groups ``wide`` [out, groups, group] with ``steps`` [out, groups] or a bit less."""
+    least = torch.full(steps.shape, torch.inf)
+    codes, scales = torch.zeros(wide.shape, dtype=torch.uint8), torch.zeros(steps.shape, dtype=torch.float16)
+    for share in CLIPS:
+        tried = _half(steps * share)
+        step = tried.float().unsqueeze(-1)
+        exact = (wide * (1 / step)).round().clamp(-8, 7)
+        error = _ordered_sum((wide - exact * step).square())
+        better = error < least
+        least, scales = torch.where(better, error, least), torch.where(better, tried, scales)
+        codes = torch.where(better.unsqueeze(-1), (exact + 8).to(torch.uint8), codes)
+    return codes, scales
+
+
+def _half(scales: torch.Tensor) -> torch.Tensor:
+    half = scales.half()
+    return torch.where(half == 0, torch.ones_like(half), half)
+
+
+def _ordered_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sums of [.., group] in the kernels' order: sixteen lanes, then halves upon halves."""
+    lanes = x.unflatten(-1, (-1, TILE))
+    total = lanes[..., 0, :]
+    for step in range(1, lanes.shape[-2]):
+        total = total + lanes[..., step, :]
+    while total.shape[-1] > 1:
+        half = total.shape[-1] // 2
+        total = total[..., :half] + total[..., half:]
+    return total.squeeze(-1)
 
 
 SIZES = ((16, 64), (41, 100), (96, 256), (33, 37))

@@ -70,6 +70,38 @@ template <class T> void eight(const StoreArgs& a, int64_t tile) {
     }
 }
 
+constexpr float CLIPS[] = {1.0f, 0.95f, 0.9f, 0.85f};  // as in store.py
+
+inline uint16_t scale_of(float x) {
+    uint16_t half = half_of(x);
+    return half & 0x7fff ? half : 0x3c00;  // 0 becomes 1
+}
+
+// Squared error of a group in symmetric steps of `step`.
+template <class T> float error_of(const T* x, int64_t inputs, float step) {
+    F inverse = all(1 / step), total = zero();
+    for (int64_t k = 0; k < inputs; k += LANES) {
+        F v = load(x + k, least(LANES, inputs - k));
+        F off = v - max(all(-8), min(all(7), round(v * inverse))) * all(step);
+        total = total + off * off;
+    }
+    return sum(total);
+}
+
+template <class T> uint16_t symmetric_scale(const T* x, int64_t inputs, float extreme) {
+    float least_error = INFINITY;
+    uint16_t best = 0;
+    for (float clip : CLIPS) {
+        uint16_t scale = scale_of(extreme / -8 * clip);
+        float error = error_of(x, inputs, float_of(scale));
+        if (error < least_error) {
+            least_error = error;
+            best = scale;
+        }
+    }
+    return best;
+}
+
 // Codes 0..15 of one group of a row, and its scale and zero point.
 template <class T> void group_of_four(const StoreArgs& a, const T* x, int64_t inputs, uint32_t* out, uint16_t* scale, uint8_t* zero_point) {
     F high = zero(), below = zero();  // below: the magnitude of the low end
@@ -79,9 +111,9 @@ template <class T> void group_of_four(const StoreArgs& a, const T* x, int64_t in
         below = max(below, zero() - v);
     }
     float up = top(high), down = top(below);
-    *scale = half_of(a.zeros ? (up + down) / 15 : up / 7 > down / 8 ? up / 7 : down / 8);
-    if (*scale == 0) *scale = 0x3c00;  // 1
+    *scale = a.zeros ? scale_of((up + down) / 15) : symmetric_scale(x, inputs, up < down ? -down : up);
     F divisor = all(float_of(*scale)), offset = all(8);
+    F inverse = all(1 / low(divisor));
     if (a.zeros) {
         offset = min(all(15), round(all(down) / divisor));
         *zero_point = (uint8_t)low(offset);
@@ -90,7 +122,8 @@ template <class T> void group_of_four(const StoreArgs& a, const T* x, int64_t in
         uint8_t codes[16] = {};
         int64_t n = least(LANES, inputs - k);
         if (n > 0) {
-            store_codes(codes, max(zero(), min(all(15), round(load(x + k, n) / divisor) + offset)));
+            F exact = load(x + k, n);
+            store_codes(codes, max(zero(), min(all(15), round(a.zeros ? exact / divisor : exact * inverse) + offset)));
             for (int64_t i = n; i < 16; i++) codes[i] = 0;
         }
         uint32_t w[4];

@@ -1,0 +1,36 @@
+"""``quant_method: fp8`` (DeepSeek, transformers, vLLM): float8 in blocks of 128 x 128, or with one scale for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tuili.base.log import get
+from tuili.models.fields import Fields
+from tuili.models.quantized import methods
+from tuili.models.quantized.layout import Bytes, Grid, Layout, scheme_for
+from tuili.models.quantized.settings import WHERE, is_head, left_out
+
+log = get(__name__)
+
+
+@methods.register("fp8")
+class FP8:
+    def __init__(self, config: Mapping[str, Any]):
+        fields = Fields(config, WHERE)
+        if str(config.get("fmt") or "e4m3") != "e4m3":
+            raise fields.wrong("fmt", "'e4m3'")
+        if config.get("activation_scheme", "dynamic") not in ("dynamic", "static"):
+            raise fields.wrong("activation_scheme", "'dynamic' or 'static'")
+        if config.get("activation_scheme") == "static":
+            log.info("activation_scheme='static': activations are rounded row by row, by their own range instead")
+        block = config.get("weight_block_size")
+        if block is not None and (not isinstance(block, list) or len(block) != 2):
+            raise fields.wrong("weight_block_size", "[128, 128] or null")
+        grid = Grid(*block) if block else Grid(0, 0)
+        self.kept = left_out(fields, "modules_to_not_convert", "ignored_layers")
+        scheme = scheme_for(8, True, grid, True, False, fields.where)
+        self.held = Bytes(scheme, grid, "weight_scale_inv" if block else "weight_scale")
+
+    def layout(self, names: tuple[str, ...], kind: str) -> Layout | None:
+        return None if kind != "Linear" or is_head(names) or self.kept(names) else self.held
