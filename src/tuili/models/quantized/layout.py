@@ -130,7 +130,7 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """The first ``count`` unsigned codes of each row of ``words`` int32 [rows, n], low bits first: uint8."""
     import torch
 
-    fields = words.contiguous().view(torch.uint8)
+    fields = words.reshape(-1).view(torch.uint8).view(len(words), 4 * words.shape[1])
     if bits == 4:
         fields = torch.stack((fields & 15, fields >> 4), -1).flatten(1)
     return fields[:, :count]
