@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tuili.base import limits
+from tuili.bench.compile import WAYS
+from tuili.engine.device import no_compiler
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import weight_files
 
@@ -176,3 +178,18 @@ def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeyp
     assert doctor.limits().found.startswith("not measured")
     file.write_text("{}")
     assert doctor.limits().verdict == doctor.WARN
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
+def test_when_compiling_pays(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "compile.json"
+    words = ("bench", "compile", "--model", tiny("llama"), "--input-len", 40, "--repeats", 2, "--threads", 1)
+    result = tuili(*words, "--save-result", file, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == json.loads(file.read_text())
+    assert [(step["kind"], step["tokens"]) for step in found["steps"]] == [("prefill", 40), ("decode", 1)]
+    assert all(step[f"{way}_ms"] > 0 and len(step[f"{way}_all_ms"]) == 2 for step in found["steps"] for way in WAYS)
+    assert all(seconds > 0 for seconds in found["startup"].values())
+    assert found["provenance"]["config"]["compile"]
