@@ -17,7 +17,6 @@ from tuili.ops.cpu.integer import by_tile, int4_rows, pack_int4, pack_int8
 from tuili.ops.cpu.packed import TILE, pack, shape, tile_rows
 from tuili.ops.table import Sample, op
 
-
 #: What the scales of 4-bit groups may be, as shares of the one that reaches the group's extreme.
 CLIPS = (1.0, 0.95, 0.9, 0.85)
 
