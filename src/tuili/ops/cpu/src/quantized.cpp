@@ -12,8 +12,25 @@ constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 12;
 constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
 #endif
 
+// Sums of `codes` by group of `group` of them, a multiple of 4.
+void sum_groups(const int8_t* codes, int64_t wide, int64_t group, int32_t* sums) {
+    const I ones = four(0x01010101);
+    alignas(64) int32_t fours[LANES];
+    memset(sums, 0, wide / group * 4);
+    for (int64_t i = 0; i < wide; i += 4 * LANES) {
+        int64_t n = least(LANES, (wide - i) / 4);
+        alignas(64) int8_t rest[4 * LANES];
+        if (n < LANES) memcpy(rest, codes + i, 4 * n);
+        keep(fours, dot4(nothing(), ones, bytes(n < LANES ? rest : codes + i)));
+        for (int64_t f = 0; f < n;) {
+            int64_t g = (i + 4 * f) / group, end = least(n, ((g + 1) * group - i) / 4);
+            for (; f < end; f++) sums[g] += fours[f];
+        }
+    }
+}
+
 template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t rows) {
-    int64_t wide = padded(a), count = groups(a), group = wide / count;
+    int64_t wide = padded(a), count = groups(a);
     for (int64_t r = row; r < row + rows; r++) {
         const T* x = (const T*)a.x + r * a.x_stride;
         int8_t* out = a.values + r * wide;
@@ -25,16 +42,14 @@ template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t ro
         float most_ = top(largest);
         F inverse = all(most_ > 0 ? 127.0f / most_ : 0.0f);
         a.factors[r] = most_ / 127.0f;
-        for (int64_t i = 0; i < wide; i += LANES) {
+        int64_t i = 0;
+        for (; i + LANES <= a.inputs; i += LANES) store_bytes(out + i, load(x + i) * inverse);
+        for (; i < wide; i += LANES) {
             alignas(16) int8_t t[LANES];
             store_bytes(t, i < a.inputs ? load(x + i, a.inputs - i) * inverse : zero());
             memcpy(out + i, t, least(LANES, wide - i));
         }
-        for (int64_t g = 0; g < count; g++) {
-            int32_t s = 0;
-            for (int64_t i = 0; i < group; i++) s += out[g * group + i];
-            a.sums[r * count + g] = s;
-        }
+        sum_groups(out, wide, wide / count, a.sums + r * count);
     }
 }
 
