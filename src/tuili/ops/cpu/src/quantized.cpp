@@ -7,7 +7,7 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 12;
+constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 4;
 constexpr int64_t HEIGHT8 = 16, HEIGHT4 = 8;  // most rows of a strip
 #else
 constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
@@ -20,7 +20,7 @@ constexpr int64_t AHEAD = 32 * STEP;  // weights are asked for so long before a 
 // there are registers, and lie interleaved, [step][row], so that they, too, are one stream. Tiles that are long are read
 // as fast side by side, and more rows wait for products: blocks of rows and columns load least for one.
 bool strips(const QuantizedArgs& a) {
-    return a.bits == 4 ? a.rows <= 2 * HEIGHT4 : a.rows <= 3 || (a.rows <= 2 * HEIGHT8 && padded(a) * TILE <= 16384);
+    return a.rows < CUT_ROWS && (a.bits == 4 || a.rows <= 3 || padded(a) * TILE <= 16384);
 }
 
 // Blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
