@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,13 @@ from gpu.shapes import spec_of
 from tuili import ops
 from tuili.layers.sizes import block_parameters
 from tuili.ops.triton import FAST, cache, layouts
+from tuili.ops.triton.products import kernel_of
 
 #: Dtype of the cache by the ending of the op's name.
 CACHES = {"": torch.bfloat16, "_fp8": layouts.FP8, "_int8": torch.int8}
 BLOCK = 16
+#: Makes a weight [outputs, inputs] on a device: the op that multiplies by it, and what follows the rows in its call.
+Make = Callable[[int, int, str], tuple[str, tuple[Any, ...]]]
 
 
 def attention(place: Place) -> None:
@@ -29,22 +33,31 @@ def attention(place: Place) -> None:
 
 
 def _attention(spec: Any, requests: int, context: int, kind: str, dtype: torch.dtype, place: Place) -> Entry:
-    each = -(-context // BLOCK)
-    blocks, heads, dim, device = requests * each, spec.num_kv_heads, spec.head_dim, place.device
-    if device == "cuda" and 8 * blocks * BLOCK * heads * dim > torch.cuda.mem_get_info()[0]:
+    heads, dim = spec.num_kv_heads, spec.head_dim
+    if place.device == "cuda" and 8 * requests * context * heads * dim > torch.cuda.mem_get_info()[0]:
         raise LeftOut("the card has no room for it")
-    caches = [
-        (torch.randn(shape, device=device) * 30).to(dtype) for shape in cache.cache_shapes(blocks, BLOCK, heads, dim)
-    ]
-    scales = [torch.rand(blocks, heads, BLOCK, device=device) / 30 for _ in range(2)] if kind else []
-    q = torch.randn(requests, spec.num_heads, dim, device=device).bfloat16()
-    table = torch.randperm(blocks, device=device).view(requests, each)
-    start = torch.arange(requests + 1, device=device)
-    lengths = torch.full((requests,), context, device=device)
-    call = ops.table[f"paged_attention{kind}"].implementations[FAST]
-    taken = seconds(lambda: call(q, *caches, *scales, table, start, lengths, spec.scale), device)
+    sizes = spec.num_heads, heads, dim
+    call = attention_call(kind, [1] * requests, [context] * requests, *sizes, place.device)
     moved = 2 * requests * context * heads * (dim * dtype.itemsize + (4 if kind else 0))
-    return {"bytes": moved, "seconds_alone": taken}
+    return {"bytes": moved, "seconds_alone": seconds(call, place.device)}
+
+
+def attention_call(
+    kind: str, queries: list[int], contexts: list[int], heads: int, kv_heads: int, dim: int, device: str
+) -> Callable[[], Any]:
+    """Attention of a batch over a random cache of ``kind``, its blocks in random order."""
+    each = -(-max(contexts) // BLOCK)
+    blocks = len(contexts) * each
+    shapes = cache.cache_shapes(blocks, BLOCK, kv_heads, dim)
+    caches = [(torch.randn(shape, device=device) * 30).to(CACHES[kind]) for shape in shapes]
+    if kind:
+        caches += [torch.rand(blocks, kv_heads, BLOCK, device=device) / 30 for _ in range(2)]
+    q = torch.randn(sum(queries), heads, dim, device=device).bfloat16()
+    table = torch.randperm(blocks, device=device).view(len(contexts), each)
+    start = torch.tensor([0, *itertools.accumulate(queries)], device=device)
+    lengths = torch.tensor(contexts, device=device)
+    kernel = ops.table[f"paged_attention{kind}"].implementations[FAST]
+    return lambda: kernel(q, *caches, table, start, lengths, dim**-0.5)
 
 
 def products(place: Place) -> None:
@@ -58,13 +71,29 @@ def products(place: Place) -> None:
                 place.attempt(label, lambda r=rows, o=out, i=into, m=make: _product(m, r, o, i, place.device))
 
 
-def _product(make: Callable[..., Any], rows: int, out: int, into: int, device: str) -> Entry:
-    x = torch.randn(rows, into, device=device).bfloat16()
-    op, weight = make(out, into, device)
-    call = ops.table[op].implementations[FAST]
-    taken = seconds(lambda: call(x, *weight), device)
+def _product(make: Make, rows: int, out: int, into: int, device: str) -> Entry:
+    x, (op, weight) = _rows(rows, into, device), make(out, into, device)
+    kernel = ops.table[op].implementations[FAST]
     moved = sum(t.nbytes for t in weight if isinstance(t, torch.Tensor)) + 2 * rows * (into + out)
+    taken = seconds(lambda: kernel(x, *weight), device)
     return {"bytes": moved, "operations": 2 * rows * out * into, "seconds_alone": taken}
+
+
+def product_call(make: Make, rows: int, out: int, into: int, device: str) -> Callable[[], Any]:
+    """A product with random data."""
+    x, (op, weight) = _rows(rows, into, device), make(out, into, device)
+    kernel = ops.table[op].implementations[FAST]
+    return lambda: kernel(x, *weight)
+
+
+def product_kernel(make: Make) -> str:
+    """What a card's file calls the kernel."""
+    op, weight = make(1, 128, "cpu")
+    return kernel_of(op, weight[0].dtype)
+
+
+def _rows(rows: int, into: int, device: str) -> torch.Tensor:
+    return torch.randn(rows, into, device=device).bfloat16()
 
 
 def _bfloat16(out: int, into: int, device: str) -> tuple[str, tuple[Any, ...]]:

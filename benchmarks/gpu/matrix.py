@@ -13,8 +13,9 @@ from gpu.place import Entry, Place
 ROOT = Path(__file__).resolve().parents[2]
 #: What to run: files, and of them the tests that ``-k`` picks (``--tiny``: of those, a few).
 SUITES = {
-    "kernels' bits": (["tests/ops_triton"], "not compiles_for and not gpu_check", "invariant"),
-    "engine": (["tests/test_equality.py"], "triton", "triton and fcfs and 512 and no-reuse and whole"),
+    "kernels' bits": (["tests/ops_triton"], "not compiles_for", "4_bits"),
+    "engine": (["tests/runtime/test_device_triton.py"], "test", "kv8"),
+    "engine, deterministic": (["tests/test_device_equality.py"], "test", "test"),
 }
 #: Test processes beside each other; the host is what takes the time.
 WORKERS = 5

@@ -7,7 +7,9 @@ by the card's measured limits.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +17,21 @@ import torch
 
 from gpu import shapes
 from gpu.place import Entry, LeftOut, Place
+from tuili import ops
 from tuili.base.clock import WallClock
 from tuili.core.params import SamplingParams
 from tuili.core.policies import policies
 from tuili.core.request import Request
 from tuili.core.scheduler import Scheduler
 from tuili.engine.engine import Engine
+from tuili.executors.device import DeviceExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.sizes import kv_bytes_per_position, step_products, step_weight_bytes
+from tuili.ops.triton import FAST
 from tuili.plan.memory import Width
 from tuili.plan.roofline import decode_step
+from tuili.runtime.device import Cuda
+from tuili.runtime.host import Host
 
 #: Positions of a KV block.
 BLOCK = 16
@@ -48,13 +55,14 @@ class Decode:
 def scenarios(tiny: bool) -> tuple[list[Decode], list[int], list[Decode]]:
     """What is measured, in the order of its weight: decode, prompts of a prefill, decode that costs long prefills."""
     if tiny:
-        return [Decode(1, 8, 6), Decode(3, 8, 6)], [24], [Decode(2, 40, 4)]
+        return [Decode(1, 6, 4), Decode(3, 6, 4)], [20], [Decode(2, 20, 4)]
     short = [Decode(n, 128, 128) for n in (1, 256, 8, 64)]
     return short, [8192, 2048], [Decode(256, 1024, 64), Decode(1, 8192, 64), Decode(32, 8192, 64)]
 
 
 def run(place: Place, arm: shapes.Arm) -> None:
     """All scenarios of a model in a width."""
+    ops.choose(FAST)
     short, prompts, long = scenarios(place.tiny)
     held: list[Bench] = []
 
@@ -71,7 +79,7 @@ def run(place: Place, arm: shapes.Arm) -> None:
         place.attempt(work.name, lambda work=work: bench.decode(work))
     for prompt in prompts:
         place.attempt(f"prefill {prompt}", lambda prompt=prompt: bench.prefill(prompt))
-    for work in (short[0], short[-1]):
+    for work in short[:1] if place.tiny else (short[0], short[1]):
         place.attempt(f"device time of {work.name}", lambda work=work: bench.device_time(work))
     for work in long:
         place.attempt(work.name, lambda work=work: bench.decode(work))
@@ -89,7 +97,8 @@ class Bench:
         self.seconds = round(time.perf_counter() - began, 1)
         self.blocks = self._fitting(max(self.blocks_of(w) for w in works))
         self.rows = max(w.requests for w in works)
-        self.engine = engine_on(self.model, self.blocks, self.rows, self.longest, depth=2)
+        sizes = sorted({w.requests for w in works})
+        self.engine = engine_on(self.model, place.device, self.blocks, self.rows, self.longest, sizes)
         self.names = itertools.count()
 
     def about(self) -> Entry:
@@ -113,7 +122,8 @@ class Bench:
         """Tokens per second while all requests decode, and from the start of the first to the end of the last."""
         if self.blocks_of(work) > self.blocks:
             raise LeftOut(f"needs {self.blocks_of(work)} KV blocks, the card has room for {self.blocks}")
-        self._generate(Decode(work.requests, work.prompt, 4))  # compiles and captures
+        if not self.place.tiny:
+            self._generate(Decode(work.requests, work.prompt, 4))  # compiles
         steps = self._generate(work)
         rate, step_seconds = steady(steps, work)
         middle = work.prompt + work.output // 2
@@ -146,12 +156,17 @@ class Bench:
 
     def device_time(self, work: Decode) -> Entry:
         """What the kernels of a decode step take, by the profiler; beside the steps' own time at depth 2 and 1."""
+        told: list[float] = []
+        self.engine.listeners = [lambda stats: told.append(stats.device_seconds)]
         steps = self._generate(work)
-        shallow = self._generate(work, engine_on(self.model, self.blocks, self.rows, self.longest, depth=1))
+        self.engine.listeners, self.engine.depth = [], 1
+        shallow = self._generate(work)
+        self.engine.depth = 2
         return {
             "step_seconds": steady(steps, work)[1],
             "step_seconds_depth_1": steady(shallow, work)[1],
             "device_seconds": self._profiled(work),
+            "device_seconds_by_events": statistics.median(told),
         }
 
     def _profiled(self, work: Decode) -> float | None:
@@ -160,36 +175,42 @@ class Bench:
 
         kinds = [ProfilerActivity.CUDA] if self.place.device == "cuda" else [ProfilerActivity.CPU]
         self._submit(work)
-        engine, seen = self.engine, 0
-        while engine.scheduler.num_waiting or seen < 2:  # past prefill, both flights in the air
+        engine = self.engine
+        while engine.scheduler.num_waiting:
             engine.step()
-            seen += 1
-        count = min(32, work.output // 2)
+        for _ in range(2):  # past prefill
+            engine.step()
+        self._synchronize()
+        count = min(64, work.output // 2 - 1)
         with profile(activities=kinds) as watched:
-            for _ in range(count):
+            for _ in range(count):  # each launches one step and takes the result of the one before
                 engine.step()
-            if self.place.device == "cuda":
-                torch.cuda.synchronize()
-        drain(engine)
+            self._synchronize()
+        for _ in drain(engine):
+            pass
         busy = sum(e.device_time_total for e in watched.events() if e.device_type == torch.autograd.DeviceType.CUDA)
         return busy / 1e6 / count if busy else None
+
+    def _synchronize(self) -> None:
+        if self.place.device == "cuda":
+            torch.cuda.synchronize()
 
     @property
     def width(self) -> Width:
         return Width(self.arm.width, "bfloat16", self.arm.scheme)
 
-    def _submit(self, work: Decode, engine: Engine | None = None) -> None:
+    def _submit(self, work: Decode) -> None:
         generator = torch.Generator().manual_seed(next(self.names))
         params = SamplingParams(temperature=0.0, max_tokens=work.output, ignore_eos=True)
         for _ in range(work.requests):
             prompt = torch.randint(0, self.spec.vocab_size, (work.prompt,), generator=generator).tolist()
-            (engine or self.engine).add(Request(f"r{next(self.names)}", len(prompt), prompt, params))
+            self.engine.add(Request(f"r{next(self.names)}", len(prompt), prompt, params))
 
-    def _generate(self, work: Decode, engine: Engine | None = None) -> list[Step]:
+    def _generate(self, work: Decode) -> list[Step]:
         """(time, tokens that came, requests that ended) of every step; the first is the start, with no tokens."""
-        self._submit(work, engine)
+        self._submit(work)
         steps: list[Step] = [(time.perf_counter(), 0, 0)]
-        for updates in drain(engine or self.engine):
+        for updates in drain(self.engine):
             failed = [u.error for u in updates if u.error]
             if failed:
                 raise RuntimeError(f"a request failed: {failed[0]}")
@@ -225,10 +246,18 @@ def tensors_of(model: Decoder) -> list[torch.Tensor]:
     return [*model.parameters(), *stored]
 
 
-def engine_on(model: Decoder, blocks: int, rows: int, longest: int, depth: int) -> Engine:
-    from tuili.executors.device import DeviceExecutor
-
-    executor = DeviceExecutor(model, num_blocks=blocks, block_size=BLOCK, max_model_len=longest, max_num_seqs=rows)
+def engine_on(model: Decoder, device: str, blocks: int, rows: int, longest: int, sizes: Sequence[int]) -> Engine:
+    """Two steps in flight, decode steps of ``sizes`` rows captured, no prefix reuse."""
+    on = Cuda() if device == "cuda" else Host()
+    executor = DeviceExecutor(
+        model,
+        on,
+        num_blocks=blocks,
+        block_size=BLOCK,
+        max_model_len=longest,
+        max_num_seqs=rows,
+        capture_sizes=sizes,
+    )
     clock = WallClock()
     scheduler = Scheduler(
         executor.capacity,
@@ -238,4 +267,4 @@ def engine_on(model: Decoder, blocks: int, rows: int, longest: int, depth: int) 
         enable_prefix_caching=False,
         clock=clock,
     )
-    return Engine(scheduler, executor, clock, depth)
+    return Engine(scheduler, executor, clock, depth=2)

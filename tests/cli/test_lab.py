@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tuili.base import limits
+from tuili.base import hardware, limits
+from tuili.bench.compile import WAYS
+from tuili.engine.device import no_compiler
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import weight_files
 
@@ -75,6 +78,19 @@ def test_plan_memory(tuili: Invoke, tiny: Tiny) -> None:
     table = tuili(*words, env={"COLUMNS": "150"}).stdout
     for part in ("weights", "KV cache", "within its windows", "int4 g32", "most requests"):
         assert part in table
+
+
+def test_plan_memory_on_a_card(tuili: Invoke, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's free memory is what there is, and what CUDA itself takes is counted."""
+    card = replace(hardware.probe(), gpu="H200", gpu_memory=8 << 30, gpu_free=4 << 30)
+    monkeypatch.setattr(hardware, "probe", lambda: card)
+    plan = json.loads(tuili("plan", "memory", tiny("llama"), "--dtype", "bfloat16", "--json").stdout)["plans"][0]
+    assert plan["available"] == 4 << 30
+    assert plan["total"] == sum(plan[part] for part in ("weights", "kv", "activations", "graphs", "cuda"))
+    assert plan["max_concurrency"] == (plan["available"] - plan["total"] + plan["kv"]) // plan["kv_request"]
+    table = tuili("plan", "memory", tiny("llama"), env={"COLUMNS": "150"}).stdout
+    assert "captured steps" in table
+    assert "CUDA context" in table
 
 
 def test_plan_memory_is_close_to_the_files(tuili: Invoke, tiny: Tiny) -> None:
@@ -176,3 +192,18 @@ def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeyp
     assert doctor.limits().found.startswith("not measured")
     file.write_text("{}")
     assert doctor.limits().verdict == doctor.WARN
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
+def test_when_compiling_pays(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "compile.json"
+    words = ("bench", "compile", "--model", tiny("llama"), "--input-len", 40, "--repeats", 2, "--threads", 1)
+    result = tuili(*words, "--save-result", file, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == json.loads(file.read_text())
+    assert [(step["kind"], step["tokens"]) for step in found["steps"]] == [("prefill", 40), ("decode", 1)]
+    assert all(step[f"{way}_ms"] > 0 and len(step[f"{way}_all_ms"]) == 2 for step in found["steps"] for way in WAYS)
+    assert all(seconds > 0 for seconds in found["startup"].values())
+    assert found["provenance"]["config"]["compile"]

@@ -98,6 +98,18 @@ def test_on_a_cpu_triton_is_interpreted(here):
         able(Config(kernels="triton"), machine)
 
 
+def test_compiling_needs_a_compiler_and_the_headers(monkeypatch):
+    config = Config(device="cpu", compile=True)
+    assert able(config, WITH_CARD)[0] == config
+    monkeypatch.setattr("sysconfig.get_path", lambda name: "/no/such/folder")
+    with pytest.raises(ConfigError, match="python3-dev"):
+        able(config, WITH_CARD)
+    monkeypatch.setenv("CXX", "no-such-compiler-of-ours")
+    with pytest.raises(ConfigError, match="no C\\+\\+ compiler 'no-such-compiler-of-ours': apt install g\\+\\+"):
+        able(config, WITH_CARD)
+    assert able(config.with_(compile=False), WITH_CARD), "nothing is asked of who does not compile"
+
+
 def test_on_a_cpu_the_kernels_that_were_built_compute(monkeypatch, caplog):
     plain = Config(device="cpu")
     assert backend(plain) == ("cpu" if cpu.describe().built else "reference")

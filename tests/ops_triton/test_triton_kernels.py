@@ -65,7 +65,8 @@ def test_rounding_of_rows_is_the_references(dtype: torch.dtype, block: int) -> N
 
     x = randn(generator(), 5, 160, dtype=torch.bfloat16) * torch.logspace(-3, 3, 160)
     x[2] = 0
-    have, want = round_rows(x, dtype, block), layouts.round_rows(x, dtype, block)
+    device = "cpu" if triton.describe().interpreted else "cuda"
+    have, want = [t.cpu() for t in round_rows(x.to(device), dtype, block)], layouts.round_rows(x, dtype, block)
     assert torch.equal(have[0].float(), want[0].float())
     assert torch.equal(have[1], want[1])
 
@@ -134,6 +135,27 @@ def test_int8_products_split_over_inputs_are_exact() -> None:
     with ops.use("triton"):
         have = ops.table["byte_linear"](x, codes, scales)
     assert torch.equal(have, (x.double() @ codes.double().T).float())
+
+
+@needs_triton
+def test_logprobs_of_equals_and_of_what_is_ruled_out() -> None:
+    """Equals come by rising id, ids of no chance last; a row that is not finite spoils nobody else's."""
+    x = torch.zeros(3, 700)
+    x[0, 300:] = -torch.inf
+    x[0, 7] = 2.0
+    x[1, 5] = torch.nan
+    x[2] = torch.arange(700) % 50
+    tokens = torch.tensor([300, 0, 49])
+    for count in (3, 64, 65, 700):
+        with ops.use("triton"):
+            have = ops.logprobs(x, tokens, count)
+        want = ops.logprobs(x, tokens, count)
+        assert have[0][1].isnan()
+        assert have[2][1].isnan().all()
+        for one, other in zip(have, want, strict=True):
+            assert torch.equal(one[::2].isinf(), other[::2].isinf())
+            close(one[::2].float().nan_to_num(neginf=0), other[::2].float().nan_to_num(neginf=0))
+        assert torch.equal(have[3][::2], want[3][::2])
 
 
 # Law 5 ----------------------------------------------------------------------------------------------------------------
@@ -280,5 +302,5 @@ def test_every_kernel_compiles_for_an_h200_and_spills_little() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr[-2000:]
     stacks = [int(line.split(" stack")[1].split()[0]) for line in done.stdout.splitlines() if " stack" in line]
-    assert len(stacks) > 40
+    assert len(stacks) > 400
     assert max(stacks) <= 64, done.stdout

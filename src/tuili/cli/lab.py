@@ -10,6 +10,7 @@ import typer
 from tuili.base import limits, log
 from tuili.base.errors import ConfigError
 from tuili.cli.bench import JsonOption, SaveOption, app, deliver, numbers
+from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
 from tuili.cli.progress import counting
 
 
@@ -34,6 +35,47 @@ def machine(
     with counting("figures", probe.steps(counts, sizes)) as tick:
         result = probe.measure(counts, sizes, seconds, tick)
     deliver(result, save_result, json_output, machine_table)
+
+
+@app.command("compile")
+@takes_config(*ENGINE_GROUPS, model_argument=False)
+def compile_(
+    settings: Settings,
+    input_len: Annotated[int, typer.Option(help="Prompt tokens, computed in one step.", min=2)] = 256,
+    output_len: Annotated[int, typer.Option(help="Generated tokens of a request.", min=1)] = 128,
+    repeats: Annotated[int, typer.Option(help="Measured steps of each kind, each way.", min=1)] = 20,
+    save_result: SaveOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """What --compile costs at the start, what it brings per step, and after how many requests it pays."""
+    log.setup(default="ERROR")
+    from tuili.bench.compile import compile_gain
+
+    with counting("rounds", repeats + 1) as tick:
+        result = compile_gain(settings.config, input_len, output_len, repeats, tick)
+    deliver(result, save_result, json_output, compile_table)
+
+
+def compile_table(console: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("step", "tokens", "default ms", "eager ms", "compiled ms", "x default", box=None, header_style="bold")
+    for step in result["steps"]:
+        times = (f"{step[f'{way}_ms']:.3f}" for way in ("default", "eager", "compiled"))
+        table.add_row(step["kind"], str(step["tokens"]), *times, f"{step['default_ms'] / step['compiled_ms']:.2f}")
+    console.print(table)
+    start, request, paid = result["startup"], result["request"], result["break_even"]
+    console.print(
+        f"start-up {start['empty_cache_s']:.1f} s, with torch's cache filled {start['filled_cache_s']:.1f} s",
+        highlight=False,
+    )
+    about = f"a request of {request['prompt']} + {request['output']} tokens"
+    if paid["requests"] is None:
+        console.print(f"--compile does not pay here: {about} takes {-paid['request_gain_ms']:.1f} ms more")
+        return
+    tokens = "" if paid["decode_tokens"] is None else f", or {paid['decode_tokens']:,.0f} decoded tokens"
+    gain = f"{about} gains {paid['request_gain_ms']:.1f} ms"
+    console.print(f"{gain}: --compile pays after {paid['requests']:,.0f} of them{tokens}", highlight=False)
 
 
 @app.command("monitor", context_settings={"ignore_unknown_options": True})

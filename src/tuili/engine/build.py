@@ -50,8 +50,7 @@ def build(
     )
     template(False)  # a missing --chat-template is told before the weights are loaded
     weight_files(checkpoint.path)  # missing weights are told before what they would take
-    config, machine = able(config, probe())
-    resolved = resolve(config, checkpoint.spec, machine)
+    config, resolved, machine = prepared(config, checkpoint)
     limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
     if resolved.device == "cuda":
         resolved, engine = start_on_card(config, resolved, checkpoint, machine, progress)
@@ -59,6 +58,12 @@ def build(
         engine = start(resolved, open_executor(resolved, load(resolved, checkpoint, progress), progress))
     log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
     return TextEngine(client(engine), tokenizer, resolved, limits, defaults, templates=template)
+
+
+def prepared(config: Config, checkpoint: Checkpoint) -> tuple[Config, Config, Hardware]:
+    """``config`` as this machine is able to run it, the same resolved, and the machine. Raises ConfigError."""
+    able_config, machine = able(config, probe())
+    return able_config, resolve(able_config, checkpoint.spec, machine), machine
 
 
 def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Limits:
@@ -194,7 +199,7 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
     length = cast(int, config.max_model_len)
     model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
     if config.compile:
-        from tuili.layers.compiled import compile_model
+        from tuili.layers.compiled import Compiled
 
-        log.info("compiled in %.1f s; `tuili bench compile` says when that pays", compile_model(model))
+        log.info("compiled in %.1f s; `tuili bench compile` says when that pays", Compiled(model).seconds)
     return model

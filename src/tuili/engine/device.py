@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuili.base.config import Config
@@ -21,6 +25,8 @@ def able(config: Config, machine: Hardware) -> tuple[Config, Hardware]:
     """``config`` and ``machine`` as they can be used: without a card that this torch can not compute on, and with
     torch's references where Triton does not run. What is left out is told; ConfigError where it was asked for."""
     let_waiting_threads_sleep()
+    if config.compile and (why := no_compiler()):
+        raise ConfigError(f"--compile: {why}; or leave it out")
     if config.device != "cpu" and machine.gpu is not None and (why := _no_cuda()):
         if config.device == "cuda":
             raise ConfigError(f"--device cuda: {machine.gpu} is here, but {why}; or use --device cpu")
@@ -69,6 +75,17 @@ def _no_triton(interpreted: bool) -> str:
     if interpreted:
         return "set TRITON_INTERPRET=1" if found.usable or "TRITON_INTERPRET" in found.why else found.why
     return "TRITON_INTERPRET is set, so they would be interpreted on the CPU; unset it" if found.usable else found.why
+
+
+def no_compiler() -> str:
+    """Why torch.compile can not build what it writes; "" where it can. On CUDA too: Triton builds its launchers."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        return f"there is no C++ compiler {name!r}: apt install g++, or name another in the environment variable CXX"
+    include = Path(sysconfig.get_path("include"))
+    if not (include / "Python.h").is_file():
+        return f"{include} lacks Python.h, which compiled parts include: apt install python3-dev"
+    return ""
 
 
 def backend(config: Config) -> str:

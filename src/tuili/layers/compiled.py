@@ -7,35 +7,45 @@ once for any other number, by a call with zeros: no step compiles anything. Atte
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import MethodType
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from tuili.layers.decoder import Block, Decoder
 from tuili.ops.compiled import make_traceable
 
-#: Numbers of rows to compile for: one is special to torch, the other stands for all others.
-ROWS = (3, 1)
+#: Numbers of rows to compile for: one is special to torch, the other stands for all others, whose loops are laid out
+#: as it wants them.
+ROWS = (64, 1)
 
 
-def compile_model(model: Decoder) -> float:
-    """Compile the blocks of ``model``; the seconds that it took. Needs a C++ compiler, on CUDA Triton."""
-    began = time.perf_counter()
-    make_traceable()
-    before, after = (torch.compile(part, fullgraph=True) for part in (model.block.before, model.block.after))
-    for layer in model.layers:
-        vars(layer).update(before=MethodType(before, layer), after=MethodType(after, layer))
-    for rows in ROWS:
-        _warm_up(model, rows)
-    return time.perf_counter() - began
+class Compiled:
+    """The blocks of ``model``, compiled in ``seconds``; ``off`` has every op called anew again, until ``on``.
 
+    Needs a C++ compiler, on CUDA Triton too.
+    """
 
-def uncompile(model: Decoder) -> None:
-    """Every op of ``model`` called anew again."""
-    for layer in model.layers:
-        vars(layer).pop("before", None)
-        vars(layer).pop("after", None)
+    def __init__(self, model: Decoder):
+        began = time.perf_counter()
+        self.model = model
+        make_traceable()
+        parts: dict[str, Callable[..., Any]] = {"before": model.block.before, "after": model.block.after}
+        self._parts = {name: torch.compile(part, fullgraph=True) for name, part in parts.items()}
+        self.on()
+        for rows in ROWS:
+            _warm_up(model, rows)
+        self.seconds = time.perf_counter() - began
+
+    def on(self) -> None:
+        for layer in self.model.layers:
+            vars(layer).update({name: MethodType(part, layer) for name, part in self._parts.items()})
+
+    def off(self) -> None:
+        for layer in self.model.layers:
+            for name in self._parts:
+                vars(layer).pop(name, None)
 
 
 @torch.inference_mode()

@@ -1,0 +1,105 @@
+"""``--compile``: the same numbers as op by op, two compilations per part, and none after the start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from equality import LONGEST, backend, model
+from tiny_models import prompt, reference_greedy
+from torch._dynamo.utils import counters
+
+from tuili.base.config import Config
+from tuili.core.params import SamplingParams
+from tuili.engine.build import build
+from tuili.engine.device import no_compiler
+from tuili.layers.compiled import ROWS, Compiled
+from tuili.layers.decoder import Decoder
+from tuili.ops import cpu
+from tuili.runtime.attention.paged import PagedAttention
+from tuili.runtime.batch import assemble
+from tuili.runtime.kvstore import KVStore
+
+pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
+KERNELS = "+cpu" if cpu.describe().built else ""
+#: Parts of a block: before attention, and after it.
+PARTS = 2
+STEPS = (1, 2, 3, 7, 8, 9, 33, 64)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """No test finds what another one compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compilations() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@torch.inference_mode()
+def logits(decoder: Decoder, rows: int) -> torch.Tensor:
+    """Of a prompt of ``rows`` tokens."""
+    spec = decoder.spec
+    kv = KVStore(spec.num_layers, LONGEST // 8, 8, spec.num_kv_heads, spec.head_dim, decoder.dtype)
+    batch = assemble([0], [rows], np.arange(LONGEST // 8)[None], 8, PagedAttention())
+    ids = torch.arange(rows) * 7 % spec.vocab_size
+    return decoder.logits(decoder.forward(decoder.embed(ids), batch, kv))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"llama-f32{KERNELS}",
+        pytest.param("gemma-f32", marks=pytest.mark.slow),
+        pytest.param("qwen3-f32", marks=pytest.mark.slow),
+        pytest.param(f"gemma-f32{KERNELS}+int4", marks=pytest.mark.slow),
+        pytest.param(f"qwen3-f32{KERNELS}+int8_weight_only", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_it_computes_the_same_for_any_number_of_rows(name: str) -> None:
+    """INVENTORY 149. What is stored by a scheme is an opaque call, what is not is dense torch code."""
+    decoder = model(name)
+    with backend(name):
+        expected = {rows: logits(decoder, rows) for rows in STEPS}
+        before = compilations()
+        compiled = Compiled(decoder)
+        try:
+            assert compilations() - before == PARTS * len(ROWS), "blocks share what was compiled"
+            for rows, want in expected.items():
+                have = logits(decoder, rows)
+                assert float((have - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
+            assert compilations() - before == PARTS * len(ROWS), "a number of rows was compiled for"
+        finally:
+            compiled.off()
+        for rows, want in expected.items():
+            assert torch.equal(logits(decoder, rows), want), "op by op again"
+
+
+def test_an_engine_compiles_at_its_start_and_never_again(tiny, caplog) -> None:
+    """Also in the thread that steps it, whatever the batches: and the text is transformers'."""
+    prompts = [prompt(length, seed=length) for length in (3, 40, 17, 1)]
+    small = {"threads": 1, "max_num_seqs": 4, "max_num_batched_tokens": 64, "num_gpu_blocks_override": 64}
+    with caplog.at_level("INFO", "tuili"):
+        engine = build(Config(model=str(tiny("llama")), device="cpu", compile=True, **small))
+    assert "compiled in" in caplog.text
+    before = compilations()
+
+    async def text(ids: list[int], name: str) -> list[int]:
+        params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+        return [id async for delta in engine.generate(ids, params, request_id=name) for id in delta.token_ids]
+
+    async def everything() -> list[list[int]]:
+        return await asyncio.gather(*(text(ids, str(i)) for i, ids in enumerate(prompts)))
+
+    try:
+        found = asyncio.run(everything())
+    finally:
+        engine.close()
+    assert found == [reference_greedy(tiny("llama"), ids, 12) for ids in prompts]
+    assert compilations() == before
