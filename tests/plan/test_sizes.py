@@ -25,7 +25,8 @@ from tuili.layers.sizes import (
 )
 from tuili.models import family_of
 from tuili.models.checkpoint import open_checkpoint
-from tuili.models.weights import load_model, weight_files
+from tuili.models.files import weight_files
+from tuili.models.weights import load_model
 from tuili.ops.cpu import Arena
 from tuili.quant.scheme import Scheme
 from tuili.quant.size import stored_bytes
