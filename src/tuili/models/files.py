@@ -113,7 +113,8 @@ def match(files: list[tuple[Path, Any]], family: type[Family], needs: Needs) -> 
                 raise ModelError(f"{path}: tensor {stored!r} is there twice (in another file, or under two names)")
             found[name] = (file, stored)
     if ignored:
-        log.info("%d tensors are not part of the model that runs (tied head, vision tower, buffers): left out", ignored)
+        what = "tied head, vision tower, buffers, ranges of the KV cache"
+        log.info("%d tensors are not part of the model that runs (%s): left out", ignored, what)
     return found
 
 
