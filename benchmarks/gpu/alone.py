@@ -13,6 +13,7 @@ from gpu.shapes import spec_of
 from tuili import ops
 from tuili.layers.sizes import block_parameters
 from tuili.ops.triton import FAST, cache, layouts
+from tuili.ops.triton.products import kernel_of
 
 #: Dtype of the cache by the ending of the op's name.
 CACHES = {"": torch.bfloat16, "_fp8": layouts.FP8, "_int8": torch.int8}
@@ -78,15 +79,17 @@ def _product(make: Make, rows: int, out: int, into: int, device: str) -> Entry:
     return {"bytes": moved, "operations": 2 * rows * out * into, "seconds_alone": taken}
 
 
-def product_call(make: Make, rows: int, out: int, into: int, device: str) -> tuple[str, Callable[[], Any]]:
-    """An op's name, and a call of it on random data."""
+def product_call(make: Make, rows: int, out: int, into: int, device: str) -> Callable[[], Any]:
+    """A product with random data."""
     x, (op, weight) = _rows(rows, into, device), make(out, into, device)
     kernel = ops.table[op].implementations[FAST]
-    return op, lambda: kernel(x, *weight)
+    return lambda: kernel(x, *weight)
 
 
-def product_op(make: Make) -> str:
-    return make(1, 128, "cpu")[0]
+def product_kernel(make: Make) -> str:
+    """What a card's file calls the kernel."""
+    op, weight = make(1, 128, "cpu")
+    return kernel_of(op, weight[0].dtype)
 
 
 def _rows(rows: int, into: int, device: str) -> torch.Tensor:

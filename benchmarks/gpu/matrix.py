@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What to run: files, and of them the tests that ``-k`` picks (``--tiny``: of those, a few).
 SUITES = {
     "kernels' bits": (["tests/ops_triton"], "not compiles_for", "4_bits"),
-    "engine": (["tests/test_device_equality.py"], "test", "references"),
+    "engine": (["tests/runtime/test_device_triton.py"], "test", "kv8"),
+    "engine, deterministic": (["tests/test_device_equality.py"], "test", "test"),
 }
 #: Test processes beside each other; the host is what takes the time.
 WORKERS = 5

@@ -134,14 +134,21 @@ def prepared(job: Job, device: str) -> tuple[dict[Any, Any], str, int, Callable[
     """The card's entries that the job is about, its key and number there, and a call on random data."""
     card = tuning.card(describe().card)
     if job.phase == "product":
-        op, call = alone.product_call(alone.PRODUCTS[job.kind], job.count, *job.shape, device)
-        return card.entries, tuning.key(op, *job.shape), job.count, call
+        call = alone.product_call(alone.PRODUCTS[job.kind], job.count, *job.shape, device)
+        return card.entries, _key(job), job.count, call
     group, dim, heads = job.shape
-    dtype = str(alone.CACHES[job.kind]).removeprefix("torch.")
     queries = [1] * job.count if job.phase == "decode" else [job.count]
     contexts = [job.context] * job.count if job.phase == "decode" else [job.count]
     call = alone.attention_call(job.kind, queries, contexts, group * heads, heads, dim, device)
-    return card.attention, tuning.attention_key(job.phase, dtype, group, dim), job.count, call
+    return card.attention, _key(job), job.count, call
+
+
+def _key(job: Job) -> str:
+    """Of its entry in a card's file."""
+    if job.phase == "product":
+        return tuning.key(alone.product_kernel(alone.PRODUCTS[job.kind]), *job.shape)
+    dtype = str(alone.CACHES[job.kind]).removeprefix("torch.")
+    return tuning.attention_key(job.phase, dtype, *job.shape[:2])
 
 
 def measure(job: Job, device: str, timer: Callable[[Callable[[], Any]], float]) -> Tile | None:
@@ -198,14 +205,8 @@ def undone(all_jobs: list[Job], path: Path) -> list[Job]:
     """Those that the file at ``path`` does not hold."""
     known = tuning.load(path) if path.exists() else tuning.Card("")
 
-    def done(job: Job) -> bool:
-        if job.phase == "product":
-            op = alone.product_op(alone.PRODUCTS[job.kind])
-            return job.count in known.entries.get(tuning.key(op, *job.shape), {})
-        dtype = str(alone.CACHES[job.kind]).removeprefix("torch.")
-        return job.count in known.attention.get(tuning.attention_key(job.phase, dtype, *job.shape[:2]), {})
-
-    return [job for job in all_jobs if not done(job)]
+    entries: dict[str, Any] = {**known.entries, **known.attention}
+    return [job for job in all_jobs if job.count not in entries.get(_key(job), {})]
 
 
 def main() -> int:
@@ -223,8 +224,7 @@ def main() -> int:
     path = options.out / f"{tuning.slug(describe().card or 'interpreted')}.json"
     todo = [job for job in undone(jobs(options.tiny), path) if options.only in job.name]
     print(f"{len(todo)} jobs", flush=True)
-    if not options.tiny:
-        compile_ahead(todo, device, options.workers, deadline)
+    compile_ahead(todo, device, 1 if options.tiny else options.workers, deadline)
     left = tune(todo, device, options.out, deadline, lambda call: seconds(call, device))
     print(f"{left} jobs left; {path}")
     return 0

@@ -226,3 +226,52 @@ def test_a_tiny_run_makes_all_files(tmp_path: Path) -> None:
     assert {name: piece["status"] for name, piece in found["pieces"].items()} == {"ops-1": "done", "peaks": "done"}
     assert found["provenance"]["kind"] == "measured"
     assert "these figures mean nothing" in (tmp_path / "check.md").read_text()
+
+
+# Tuning ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_triton
+def test_tuning_keeps_the_fastest_writes_it_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu import tune
+
+    from tuili.ops.triton import tuning
+
+    known = tuning.Card("")
+    monkeypatch.setattr(tuning, "card", lambda name: known)
+    todo = tune.jobs(tiny=True)
+    tried: list[Any] = []
+
+    def timer(call: Callable[[], Any]) -> float:
+        """The third candidate of each job is the fastest, and the first does not run."""
+        tried.append(call)
+        count = sum(call is other for other in tried)
+        if count == 1:
+            raise RuntimeError("out of resource")
+        return abs(count - 3)
+
+    assert tune.tune(todo, "cpu", tmp_path, time.monotonic() - 1, timer) == len(todo)
+    assert not tried
+    assert tune.tune(todo[:3], "cpu", tmp_path, time.monotonic() + 60, timer) == 0
+    path = tmp_path / "interpreted.json"
+    held = tuning.load(path)
+    for job in todo[:3]:
+        entries: dict[str, Any] = {**held.entries, **held.attention}
+        assert entries[tune._key(job)][job.count] == tune.candidates(job)[2]
+    assert tune.undone(todo, path) == todo[3:]
+
+
+@needs_triton
+def test_every_candidate_is_a_tile_that_the_kernels_take() -> None:
+    """Sides that tensor cores multiply and that tiles of packed weights and blocks of scales are made of."""
+    from gpu import tune
+
+    for job in tune.jobs(tiny=False):
+        tiles = tune.candidates(job)
+        assert tiles[0] == tune.guess(job)
+        for tile in tiles:
+            sides = (tile.outputs, tile.rows, tile.inputs) if job.phase == "product" else (tile.rows, tile.keys)
+            assert all(side >= 16 and side & (side - 1) == 0 for side in sides), (job, tile)
+            assert job.phase != "product" or (tile.outputs % 64 == 0 and 128 % tile.inputs == 0), (job, tile)

@@ -306,27 +306,29 @@ class Tiling:
 
 
 def tiling(
-    n: int, requests: int, kv_heads: int, group: int, dim: int, capacity: int, dtype: torch.dtype, processors: int
+    n: int, requests: int, kv_heads: int, group: int, dim: int, capacity: int, kind: torch.dtype, processors: int
 ) -> Tiling:
-    """For ``n`` queries of ``requests`` with up to ``capacity`` keys in a cache of ``dtype``: tiles that were measured
+    """For ``n`` queries of ``requests`` with up to ``capacity`` keys in a cache of ``kind``: tiles that were measured
     on this card, else guessed from the shapes."""
     decode, queries = n == requests, -(-n // requests)
-    kind = str(dtype).removeprefix("torch."), group, dim
-    card = tuning.card(describe().card)
-    measured = (
-        card.find_attention("decode", *kind, requests) if decode else card.find_attention("prefill", *kind, queries)
-    )
-    tile = measured or tuning.guess_attention(queries, group, dim)
+    known, name = tuning.card(describe().card), str(kind).removeprefix("torch.")
+    phase, count = ("decode", requests) if decode else ("prefill", queries)
+    tile = known.find_attention(phase, name, group, dim, count) or tuning.guess_attention(queries, group, dim)
     tiles = (n if decode else n // max(1, tile.rows // group) + requests) * kv_heads
     splits = min(tile.waves * processors // tiles, -(-capacity // (4 * tile.keys)), MAX_SPLITS)
     return Tiling(tile.rows, tile.keys, max(1, splits), tile.warps, tile.stages)
 
 
-def invariant_tiling(n: int, requests: int, group: int, dim: int, capacity: int) -> Tiling:
+def invariant_tiling(n: int, requests: int, group: int, dim: int, capacity: int, kind: torch.dtype) -> Tiling:
     """One tile for all shapes. Decode splits at partitions, prefill goes through them in the same order."""
-    rows = max(16 if dim > 128 else 32, pad(group))
     splits = -(-capacity // PARTITION) if n == requests else 1
-    return Tiling(rows, 64 if dim <= 128 else 32, splits, 4, 2)
+    warps = 8 if dim > 128 or kind.itemsize == 1 else 4
+    return Tiling(max(32, pad(group)), 64 if dim <= 128 else 32, splits, warps, 2)
+
+
+def without_tensor_cores(tile: Tiling, group: int) -> Tiling:
+    """``tile`` for float32 queries, whose products take registers for every key: as few as there can be."""
+    return Tiling(max(16, pad(group)), 16, tile.splits, 4, 1)
 
 
 def _over_codes(invariant: bool) -> Any:
@@ -407,9 +409,11 @@ def attend(
     kv_heads, requests, capacity = cache[0].shape[1], len(context_len), table.shape[1] * size
     group, padded = heads // kv_heads, pad(dim, 16)
     if invariant:
-        tile = invariant_tiling(n, requests, group, dim, capacity)
+        tile = invariant_tiling(n, requests, group, dim, capacity, cache[0].dtype)
     else:
         tile = tiling(n, requests, kv_heads, group, dim, capacity, cache[0].dtype, processors(q.device))
+    if q.dtype == torch.float32:
+        tile = without_tensor_cores(tile, group)
     queries = tile.rows // group
     shared = torch.empty(0, dtype=torch.float32, device=q.device)
     parts = shared if tile.splits == 1 else shared.new_empty(n * heads * tile.splits * padded)

@@ -255,6 +255,11 @@ def round_rows(x: torch.Tensor, dtype: torch.dtype, block: int) -> tuple[torch.T
     return codes, factors
 
 
+def kernel_of(op: str, dtype: torch.dtype) -> str:
+    """What a card's file calls the kernel of ``op`` for codes of ``dtype``: each kind has its own tensor cores."""
+    return op if dtype == torch.uint8 else f"{op} {str(dtype).removeprefix('torch.')}"
+
+
 def tile_of(kernel: str, rows: int, outputs: int, inputs: int, device: torch.device, invariant: bool) -> tuning.Tile:
     """Measured for this card, guessed, or the same for any number of rows."""
     if invariant:
@@ -357,7 +362,8 @@ def _byte_weight_only(invariant: bool) -> Any:
         bias: torch.Tensor | None = None,
         zeros: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        tile = tile_of("byte_weight_only_linear", len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
+        kernel = kernel_of("byte_weight_only_linear", codes.dtype)
+        tile = tile_of(kernel, len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
         return product(x, None, codes, scales, bias, x.dtype, tile, zeros)
 
     return byte_weight_only_linear
@@ -368,7 +374,8 @@ def _byte(invariant: bool) -> Any:
         x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         rounded, factors = round_rows(x, codes.dtype, layouts.block_of(scales, *codes.shape)[1])  # type: ignore[call-arg]
-        tile = tile_of("byte_linear", len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
+        kernel = kernel_of("byte_linear", codes.dtype)
+        tile = tile_of(kernel, len(x), *codes.shape, x.device, invariant)  # type: ignore[call-arg]
         return product(rounded, factors, codes, scales, bias, x.dtype, tile)
 
     return byte_linear

@@ -152,7 +152,9 @@ def guess_attention(queries: int, group: int, dim: int) -> AttentionTile:
     """For ``queries`` per request, on a card that was not measured."""
     least = 1 << (group - 1).bit_length()
     rows = max(16, least, min(128 if dim <= 128 else 64, 1 << (queries * group - 1).bit_length()))
-    return AttentionTile(rows, 64 if dim <= 128 else 32, 2, 8 if rows >= 128 else 4, 3 if dim <= 128 else 2)
+    if dim > 128:
+        return AttentionTile(rows, 32, 2, 8 if rows >= 64 else 4, 2)
+    return AttentionTile(rows, 64, 2, 8 if rows >= 128 else 4, 3)
 
 
 def invariant(outputs: int, inputs: int, step: int = 64) -> Tile:
