@@ -19,6 +19,7 @@ help:
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
+	@echo "make gpu-check   on a machine with an NVIDIA card: kernels and engine held to their references there, then measured"
 	@echo "make bench-rivals   other engines, each in its own environment (20 GB, docs/rivals.md), and Tuili side by side"
 
 $(BIN)/python:
