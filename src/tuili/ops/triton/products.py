@@ -58,7 +58,7 @@ def _tile(rows, OUTS: tl.constexpr, ROWS: tl.constexpr):
     return tile // across * OUTS + tl.arange(0, OUTS), tile % across * ROWS + tl.arange(0, ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x,
     factors,
@@ -140,7 +140,7 @@ def _less(code, offset, dtype: tl.constexpr):
     return left - right
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _int4_product(
     x,
     tiles,
@@ -199,7 +199,7 @@ def _int4_product(
         _deliver(acc, bias, out, o, r, outputs, rows, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _finish(
     parts,
     scales,
