@@ -267,7 +267,7 @@ def free_port() -> int:
 def serving(options: argparse.Namespace, log: Path) -> Any:
     """A server process of our own on a free port; stopped by SIGTERM, then killed if it must be."""
     port = free_port()
-    command = [sys.executable, "-m", "tuili.cli", "serve", options.model, "--port", str(port), *options.server]
+    command = [sys.executable, "-m", "tuili", "serve", options.model, "--port", str(port), *options.server]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

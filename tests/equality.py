@@ -77,6 +77,8 @@ EAGERLY = [name + EAGER for name in SPECS] if cpu.describe().built else []
 ON_BEST = KERNELS if ON_KERNELS else ""
 QUANTIZED = [f"llama-bf16{ON_BEST}+int8", f"gemma-f32{ON_BEST}+int4"]
 WEIGHT_ONLY = [f"qwen3-f32{ON_BEST}+int8_weight_only", f"phi-bf16{ON_BEST}+int4_weight_only"]
+#: And those that only torch's references multiply on a CPU.
+WEIGHT_ONLY += [f"llama-bf16{ON_BEST}+fp8", "qwen3-f32+fp8_weight_only"]
 #: The same over an int8 KV cache (``--kv-cache-dtype``): what a step writes is rounded before anybody reads it, so the
 #: naive loop, whose whole sequence is one chunk, sees the same keys and values.
 KV8 = "+kv8"

@@ -41,5 +41,6 @@ def paged_attention(
     seen = key <= position
     if window is not None:
         seen &= key > position - window
+    values = torch.where(seen[:, :, None, None], values, 0.0)  # a weight of 0 would not hide a nan
     weights = torch.where(seen.unsqueeze(1), scores, -torch.inf).softmax(-1)
     return torch.einsum("nhk,nkhd->nhd", weights, values).to(q.dtype)

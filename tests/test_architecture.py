@@ -33,6 +33,7 @@ FLOORS = {
     "deploy": 8,
     "optimize": 9,
     "cli": 10,
+    "__main__": 11,
 }
 
 #: Modules that must be importable where torch is not installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -42,8 +43,8 @@ def test_the_table_says_whether_it_pays(compiled: float, said: str) -> None:
         "request": {"prompt": 64, "output": 200},
         "break_even": break_even(20.0, steps, 200),
     }
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     compile_table(console, result)
-    text = console.export_text()
+    text = console.file.getvalue()
     for word in (said, "start-up 20.0 s", "64 + 200 tokens", f"{2.0 / compiled:.2f}"):
         assert word in text

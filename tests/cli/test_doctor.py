@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tuili.base.gpu import Card
 from tuili.base.hardware import Hardware
 from tuili.cli import doctor as module
 from tuili.cli.doctor import FAIL, PASS, WARN, examine
+from tuili.ops.triton import Description
 
 if TYPE_CHECKING:
     from conftest import Invoke
@@ -35,6 +37,7 @@ def test_json_is_clean_and_agrees_with_the_exit_code(tuili: Invoke) -> None:
         "torch",
         "compiler",
         "gpu",
+        "triton",
         "backend",
         "limits",
         "embedded model",
@@ -63,6 +66,48 @@ def test_hardware_verdicts(look: object, hardware: Hardware, verdict: str, monke
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     check = look()  # type: ignore[operator]
     assert check.verdict == verdict
+    assert bool(check.fix) == (verdict != PASS)
+
+
+H200 = Card("NVIDIA H200", 140 * GIB, 100 * GIB, count=2)
+
+
+@pytest.mark.parametrize(
+    ("card", "usable", "verdict", "found"),
+    [
+        (None, False, PASS, "none"),
+        (H200, True, PASS, "NVIDIA H200, 100.0 GiB free of 140.0 GiB, the first of 2"),
+        (H200, False, WARN, "this torch cannot use it"),
+    ],
+)
+def test_the_card_and_whether_torch_can_use_it(
+    card: Card | None, usable: bool, verdict: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuili.base.gpu.find", lambda: card)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: usable)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    check = module.gpu()
+    assert check.verdict == verdict
+    assert found in check.found
+
+
+@pytest.mark.parametrize(
+    ("card", "here", "verdict", "found"),
+    [
+        (H200, Description(True, card="NVIDIA H200"), PASS, "for NVIDIA H200"),
+        (H200, Description(False, why="Triton is not installed"), WARN, "references"),
+        (None, Description(False, why="no CUDA device"), PASS, "not used: no CUDA device"),
+        (None, Description(True, interpreted=True), PASS, "interpreted"),
+    ],
+)
+def test_whether_triton_kernels_run(
+    card: Card | None, here: Description, verdict: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuili.base.gpu.find", lambda: card)
+    monkeypatch.setattr("tuili.ops.triton.describe", lambda: here)
+    check = module.triton()
+    assert check.verdict == verdict
+    assert found in check.found
     assert bool(check.fix) == (verdict != PASS)
 
 

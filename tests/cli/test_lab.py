@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tuili.base import limits
+from tuili.base import hardware, limits
 from tuili.bench.compile import WAYS
 from tuili.engine.device import no_compiler
 from tuili.models.checkpoint import open_checkpoint
@@ -77,6 +78,19 @@ def test_plan_memory(tuili: Invoke, tiny: Tiny) -> None:
     table = tuili(*words, env={"COLUMNS": "150"}).stdout
     for part in ("weights", "KV cache", "within its windows", "int4 g32", "most requests"):
         assert part in table
+
+
+def test_plan_memory_on_a_card(tuili: Invoke, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card's free memory is what there is, and what CUDA itself takes is counted."""
+    card = replace(hardware.probe(), gpu="H200", gpu_memory=8 << 30, gpu_free=4 << 30)
+    monkeypatch.setattr(hardware, "probe", lambda: card)
+    plan = json.loads(tuili("plan", "memory", tiny("llama"), "--dtype", "bfloat16", "--json").stdout)["plans"][0]
+    assert plan["available"] == 4 << 30
+    assert plan["total"] == sum(plan[part] for part in ("weights", "kv", "activations", "graphs", "cuda"))
+    assert plan["max_concurrency"] == (plan["available"] - plan["total"] + plan["kv"]) // plan["kv_request"]
+    table = tuili("plan", "memory", tiny("llama"), env={"COLUMNS": "150"}).stdout
+    assert "captured steps" in table
+    assert "CUDA context" in table
 
 
 def test_plan_memory_is_close_to_the_files(tuili: Invoke, tiny: Tiny) -> None:

@@ -142,7 +142,7 @@ def test_a_question_that_does_not_fit_is_refused_and_forgotten(
 def test_ctrl_c_stops_the_answer_not_the_program(model: Path) -> None:
     """A real terminal: Ctrl-C while it answers, then another question, then Ctrl-D."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "tuili.cli", "run", str(model), "--threads", "1", "--temperature", "0"]
+    command = [sys.executable, "-m", "tuili", "run", str(model), "--threads", "1", "--temperature", "0"]
     process = subprocess.Popen(
         command,
         stdin=follower,

@@ -15,7 +15,7 @@ HEAVY = ("torch", "fastapi", "uvicorn", "transformers", "numpy", "tokenizers", "
 
 def tuili(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tuili.cli", *words],
+        [sys.executable, "-m", "tuili", *words],
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model, to_hf
 from tuili.ops import cpu, triton
 from tuili.quant import weight as weights
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import SCHEMES, Scheme
 
 #: Large enough for groups and blocks of 128, whole and partial; fused projections meet inside a block.
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2}
@@ -41,13 +41,14 @@ Made = Callable[..., tuple[Path, Path]]
 
 @pytest.fixture(scope="session")
 def made(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """``made(kind name, case)``: its two directories, made once."""
-    known: dict[tuple[str, str], tuple[Path, Path]] = {}
+    """``made(kind name, case, **shape)``: its two directories, made once."""
+    known: dict[str, tuple[Path, Path]] = {}
 
-    def make(name: str, case: str = "llama") -> tuple[Path, Path]:
-        if (name, case) not in known:
-            known[name, case] = make_quantized(tiny(case, **WIDE), KINDS[name], tmp_path_factory.mktemp(name))
-        return known[name, case]
+    def make(name: str, case: str = "llama", **shape: int) -> tuple[Path, Path]:
+        key = f"{name} {case} {shape}"
+        if key not in known:
+            known[key] = make_quantized(tiny(case, **(shape or WIDE)), KINDS[name], tmp_path_factory.mktemp(name))
+        return known[key]
 
     return make
 
@@ -173,22 +174,26 @@ def test_families_with_biases_tied_heads_and_fused_files(name: str, case: str, m
 PROMPTS = [prompt(9), prompt(4, seed=2)]
 
 
-def text(path: Path, **options: Any) -> list[list[int]]:
-    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
-    with LLM(str(path), dtype="float32", **options) as llm:
-        return [out.outputs[0].token_ids for out in llm.generate(PROMPTS, params, use_tqdm=False)]
+def text(path: Path, count: int = 12, prompts: Sequence[list[int]] = PROMPTS, **options: Any) -> list[list[int]]:
+    params = SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True)
+    with LLM(str(path), dtype="float32", max_model_len=64, **options) as llm:
+        return [out.outputs[0].token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
 
 
-@pytest.mark.parametrize(
-    "name", ["ct-w4a16-g32", "ct-w8a16-channel", "ct-w8a16-g64-zeros", "ct-fp8-weight-only", "awq-g32"]
-)
+SERVED = ("ct-w4a16-g32", "ct-w8a16-channel", "ct-w8a16-g64-zeros", "ct-fp8-weight-only", "awq-g32")
+
+
+@pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 def test_the_engine_serves_them(name: str, kernels: str, made: Made) -> None:
     quantized, dense = made(name)
     assert text(quantized, kernels=kernels) == text(dense, kernels=kernels)
 
 
-@pytest.mark.parametrize("name", ["ct-w8a8-channel", "ct-w4a8-g32", "fp8-block", "ct-fp8-tensor"])
+ROUNDED = ("ct-w8a8-channel", "ct-w4a8-g32", "fp8-block", "ct-fp8-tensor")
+
+
+@pytest.mark.parametrize("name", ROUNDED)
 def test_rounded_activations_do_not_see_their_batch(name: str, made: Made) -> None:
     """The engine's tokens are the naive loop's on the same stored model."""
     quantized, _ = made(name)
@@ -196,6 +201,45 @@ def test_rounded_activations_do_not_see_their_batch(name: str, made: Made) -> No
         model = load(quantized)
         want = [greedy(model, ids, 12, chunk=3) for ids in PROMPTS]
     assert text(quantized) == want
+
+
+@WITH_TRITON
+@pytest.mark.parametrize("name", ["ct-w4a16-g32", "ct-w8a16-g64-zeros", "ct-w8a8-channel", "fp8-block"])
+def test_the_engine_serves_them_on_a_device(name: str, made: Made) -> None:
+    """Interpreted: the engine's runner for devices, each of a device's packings and ops, against the naive loop."""
+    quantized, _ = made(name, num_hidden_layers=1)
+    prompts = [prompt(3), prompt(2, seed=2)]
+    with ops.use("triton_invariant"):
+        model = load(quantized)
+        want = [greedy(model, ids, 2) for ids in prompts]
+    small = {"enforce_eager": True, "max_num_seqs": 2, "max_num_batched_tokens": 16}
+    assert text(quantized, 2, prompts, kernels="triton", deterministic=True, **small) == want
+
+
+@WITH_TRITON
+@pytest.mark.parametrize("quantization", [name for name in SCHEMES if name not in ("none", "int4")])
+def test_a_device_rounds_while_loading_as_the_cpu_does(quantization: str, tiny: Tiny) -> None:
+    """The same matrices and scores."""
+    scores = []
+    scheme = SCHEMES[quantization]
+    for place in ("reference", "triton"):
+        with ops.use(place):
+            model = load(tiny("llama"), scheme=scheme)
+            scores.append((dict(to_hf(model)), Naive(model).feed(prompt(3))))
+    (here, near), (there, far) = scores
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    assert float((near - far).abs().max()) <= 1e-3 * float(near.abs().max())
+
+
+@WITH_TRITON
+def test_int4_on_a_device_is_weight_only_and_says_so(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    scores = []
+    with ops.use("triton"), caplog.at_level(logging.INFO, "tuili"):
+        for name in ("int4_weight_only", "int4"):
+            assert "W4A16" not in caplog.text
+            scores.append(Naive(load(tiny("llama"), scheme=SCHEMES[name])).feed(prompt(2)))
+    assert torch.equal(*scores)
+    assert "on a device activations are not rounded (W4A16)" in caplog.text
 
 
 # What does not fit ----------------------------------------------------------------------------------------------------
@@ -384,7 +428,7 @@ def partly(kind: Kind, kept: tuple[str, ...], settings: dict[str, Any]) -> Kind:
         (partly(KINDS["gptq-sym"], (), {"lm_head": True}), {"+head"}),
         (partly(KINDS["ct-w8a16-g32"], (), {"ignore": []}), {"+head"}),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: value.name if isinstance(value, Kind) else str(sorted(value))[:30],
 )
 def test_what_is_left_as_floats(kind: Kind, missing: set[str], tiny: Tiny, tmp_path: Path) -> None:
     quantized, dense = make_quantized(tiny("llama", **WIDE), kind, tmp_path)

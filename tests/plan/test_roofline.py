@@ -11,8 +11,9 @@ import pytest
 from tuili.base import limits
 from tuili.base.errors import ConfigError
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.plan.memory import width_of
+from tuili.plan.memory import Width, width_of
 from tuili.plan.roofline import decode_step, peak_kind
+from tuili.quant.scheme import Scheme
 
 #: 2 layers, hidden 8, inner 16, 2 heads of 4, 1 KV head, vocabulary 32, head tied.
 #: Matrices of a layer: 16 x 8, 8 x 8, 32 x 8, 8 x 16 = 576; embedding 256; norms 5 x 8.
@@ -44,7 +45,8 @@ def test_qwen3_at_75_gb_per_second() -> None:
     )
     assert decode_step(spec, width_of("bfloat16"), [1]).rate(75e9) == pytest.approx(63, rel=0.01)
     assert decode_step(spec, width_of("int8"), [1]).rate(75e9) == pytest.approx(124, rel=0.02)
-    assert decode_step(spec, width_of("int4"), [1]).rate(75e9) == pytest.approx(224, rel=0.02)
+    everything = Width("int4", "bfloat16", Scheme("int4", 32))  # the head, too
+    assert decode_step(spec, everything, [1]).rate(75e9) == pytest.approx(224, rel=0.02)
 
 
 def test_kinds() -> None:

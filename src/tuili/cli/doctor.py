@@ -55,6 +55,7 @@ def examine() -> Iterator[Check]:
         torch_build,
         compiler,
         gpu,
+        triton,
         backend,
         limits,
         plugins,
@@ -155,15 +156,38 @@ def compiler() -> Check:
 
 
 def gpu() -> Check:
+    """The card that CUDA takes first, and whether this torch can compute on it."""
+    from tuili.base.gpu import find
+
+    card = find()
+    if card is None:
+        if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
+            fix = "nvidia-smi says more; without it the CPU will be used"
+            return Check("gpu", WARN, "an NVIDIA driver is here, but shows no card", fix)
+        return Check("gpu", PASS, "none; the CPU will be used")
     import torch
 
+    others = f", the first of {card.count}" if card.count > 1 else ""
+    found = f"{card.name}, {card.free / GIB:.1f} GiB free of {card.total / GIB:.1f} GiB{others}"
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        return Check("gpu", PASS, ", ".join(names))
-    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
-        fix = "pip install torch (a CUDA build), or a newer driver; the CPU will be used"
-        return Check("gpu", WARN, "an NVIDIA driver is here, but this torch cannot use it", fix)
-    return Check("gpu", PASS, "none; the CPU will be used")
+        return Check("gpu", PASS, found)
+    fix = "pip install torch (a CUDA build), or a newer driver; the CPU will be used"
+    return Check("gpu", WARN, f"{found}; this torch cannot use it", fix)
+
+
+def triton() -> Check:
+    """Whether the kernels for CUDA run here."""
+    from tuili.base.gpu import find
+    from tuili.ops import table
+    from tuili.ops.triton import FAST, describe
+
+    here = describe()
+    if not here.usable:
+        why = Check("triton", WARN, "the GPU computes on torch's references, exact but slow", here.why)
+        return why if find() else Check("triton", PASS, f"not used: {here.why}")
+    kernels = sum(FAST in op.implementations for op in table.values())
+    where = f"for {here.card}" if here.card else "interpreted on the CPU, to test them (TRITON_INTERPRET)"
+    return Check("triton", PASS, f"{kernels} ops on Triton kernels, {where}")
 
 
 def backend() -> Check:

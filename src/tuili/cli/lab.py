@@ -74,9 +74,8 @@ def compile_table(console: Any, result: dict[str, Any]) -> None:
         console.print(f"--compile does not pay here: {about} takes {-paid['request_gain_ms']:.1f} ms more")
         return
     tokens = "" if paid["decode_tokens"] is None else f", or {paid['decode_tokens']:,.0f} decoded tokens"
-    console.print(
-        f"{about} gains {paid['request_gain_ms']:.1f} ms: --compile pays after {paid['requests']:,.0f}{tokens}"
-    )
+    gain = f"{about} gains {paid['request_gain_ms']:.1f} ms"
+    console.print(f"{gain}: --compile pays after {paid['requests']:,.0f} of them{tokens}", highlight=False)
 
 
 @app.command("monitor", context_settings={"ignore_unknown_options": True})

@@ -43,7 +43,8 @@ def memory(
     symmetric: SymmetricOption = True,
     json_output: JsonOption = False,
 ) -> None:
-    """Bytes of weights, KV cache and activations, and whether they fit this machine's free memory."""
+    """Bytes of weights, KV cache and activations, and whether they fit what is free here: on the card, if there is
+    one."""
     log.setup(default="ERROR")
     from tuili.base.hardware import probe
     from tuili.plan.memory import plan_memory, width_of
@@ -90,6 +91,9 @@ def _memory_table(model: str, plans: list[MemoryPlan], windows: bool) -> None:
 
     row("weights", *(p.weights for p in plans))
     row("activations", *(p.activations for p in plans))
+    if first.cuda:
+        row("captured steps", *(p.graphs for p in plans))
+        row("CUDA context", *(p.cuda for p in plans))
     table.add_row("KV dtype", *(p.kv_dtype for p in plans))
     table.add_row("KV per token (KiB)", *(f"{p.kv_token / 1024:,.2f}" for p in plans))
     row("KV of a request", *(p.kv_request for p in plans))

@@ -16,8 +16,9 @@ import torch
 from tuili.layers.decoder import Block, Decoder
 from tuili.ops.compiled import make_traceable
 
-#: Numbers of rows to compile for: one is special to torch, the other stands for all others.
-ROWS = (3, 1)
+#: Numbers of rows to compile for: one is special to torch, the other stands for all others, whose loops are laid out
+#: as it wants them.
+ROWS = (64, 1)
 
 
 class Compiled:

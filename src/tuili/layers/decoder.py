@@ -76,9 +76,9 @@ class Decoder(nn.Module):
     def store(self, scheme: Scheme) -> None:
         """Keep every matrix as ``scheme`` says, where it is (``Scheme()``: in the kernels' order). Inference only."""
         place = place_on(self.norm.weight.device)
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, Matrix):
-                module.store(scheme, place)
+                module.store(scheme.of(name), place)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [n] to the residual stream [n, hidden]."""

@@ -69,8 +69,10 @@ def weight_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, kern
 
 def named_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, kernels: str = "cpu") -> dict[str, int]:
     """``weight_bytes`` of every parameter by its name."""
-    own = {f"{module}.weight": scheme for module, scheme in spec.rounded.schemes} if spec.rounded else {}
-    return {name: _bytes(shape, dtype, own.get(name, scheme), kernels) for name, shape in parameters(spec).items()}
+    return {
+        name: _bytes(shape, dtype, spec.scheme_of(name.removesuffix(".weight"), scheme), kernels)
+        for name, shape in parameters(spec).items()
+    }
 
 
 def _bytes(shape: Shape, dtype: str, scheme: Scheme | None, kernels: str) -> int:

@@ -74,6 +74,12 @@ class ModelSpec:
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
 
+    def scheme_of(self, module: str, scheme: Scheme | None) -> Scheme | None:
+        """How the matrix ``module`` is stored in a model that is stored by ``scheme``: one that the checkpoint holds
+        rounded as it is."""
+        own = dict(self.rounded.schemes).get(module) if self.rounded else None
+        return own or (scheme and scheme.of(module))
+
 
 def refuse_rounding_twice(quantization: str, spec: ModelSpec) -> None:
     """ConfigError where ``quantization`` (of the option, or a scheme's format) would round what is rounded."""

@@ -121,10 +121,9 @@ def load_weights(
         members: dict[str, list[str]] = {}
         for name in sorted(expected, key=lambda name: expected[name].start):
             members.setdefault(expected[name].parameter, []).append(name)
-        own = dict(model.spec.rounded.schemes) if model.spec.rounded else {}
         total, done = sum(parameter.numel() for parameter in parameters.values()) * dtype.itemsize, 0
         for target, parameter in parameters.items():
-            wanted = own.get(target.removesuffix(".weight"), scheme)
+            wanted = model.spec.scheme_of(target.removesuffix(".weight"), scheme)
             parts = [
                 _part(name, expected[name].rows, parameter, wanted, needs, found, checkpoint.layouts)
                 for name in members[target]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError, nearest
 from tuili.base.hardware import Hardware
-from tuili.engine.memory import memory_of
+from tuili.engine.captures import with_captures
+from tuili.engine.memory import kernels_of, memory_of
 from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
@@ -37,7 +38,7 @@ def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
         if group not in GROUPS:
             raise ConfigError(f"int4 with group={group}: the group must be one of {GROUPS}")
         kind = f"int4 g{group}" + ("" if symmetric else " zeros")
-        return Width(kind, "bfloat16", Scheme("int4", group, symmetric))
+        return Width(kind, "bfloat16", Scheme("int4", group, symmetric, table="int8"))
     return Width(name, name)
 
 
@@ -46,7 +47,7 @@ class MemoryPlan:
     """Bytes, but ``parameters`` and ``max_concurrency`` are counts.
 
     ``kv_request`` is one request's KV at ``context``, in whole blocks; ``kv_window`` the part of it within the layers'
-    windows, which is all that attention reads.
+    windows, which is all that attention reads. ``graphs`` (captured steps) and ``cuda`` (its context) are a card's.
     """
 
     width: str
@@ -60,11 +61,17 @@ class MemoryPlan:
     kv_window: int
     kv: int
     activations: int
+    graphs: int
+    cuda: int
     available: int
 
     @property
+    def beside_kv(self) -> int:
+        return self.weights + self.activations + self.graphs + self.cuda
+
+    @property
     def total(self) -> int:
-        return self.weights + self.kv + self.activations
+        return self.beside_kv + self.kv
 
     @property
     def fits(self) -> bool:
@@ -72,8 +79,8 @@ class MemoryPlan:
 
     @property
     def max_concurrency(self) -> int:
-        """Requests of ``context`` whose KV fits beside weights and activations."""
-        return max(0, self.available - self.weights - self.activations) // self.kv_request
+        """Requests of ``context`` whose KV fits beside all the rest."""
+        return max(0, self.available - self.beside_kv) // self.kv_request
 
 
 def plan_memory(
@@ -86,7 +93,8 @@ def plan_memory(
     concurrency: int = 1,
     block_size: int = 16,
 ) -> MemoryPlan:
-    """The memory of ``concurrency`` requests of ``context`` tokens (None: the model's longest) on ``hardware``.
+    """The memory of ``concurrency`` requests of ``context`` tokens (None: the model's longest) on ``hardware``: on its
+    card, where it has one.
 
     Raises ConfigError for what the model cannot do.
     """
@@ -97,18 +105,23 @@ def plan_memory(
     if not 0 < context <= spec.max_model_len:
         raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
     request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
-    step = Config(dtype=width.dtype, max_num_seqs=concurrency, max_num_batched_tokens=DEFAULT_BATCHED_TOKENS["cpu"])
+    device = "cuda" if hardware.gpu else "cpu"
+    tokens = max(concurrency, DEFAULT_BATCHED_TOKENS[device])
+    step = Config(dtype=width.dtype, device=device, max_num_seqs=concurrency, max_num_batched_tokens=tokens)
+    memory = memory_of(with_captures(step), spec, hardware)
     return MemoryPlan(
         width=width.name,
         kv_dtype=kv_dtype,
         context=context,
         concurrency=concurrency,
         parameters=parameter_count(spec),
-        weights=weight_bytes(spec, width.dtype, width.scheme),
+        weights=weight_bytes(spec, width.dtype, width.scheme, kernels_of(step)),
         kv_token=spec.num_layers * kv_bytes_per_position(spec, kv_dtype),
         kv_request=request,
         kv_window=step_kv_bytes(spec, [context], kv_dtype),
         kv=concurrency * request,
-        activations=memory_of(step, spec, hardware).activations,
-        available=hardware.available_memory,
+        activations=memory.activations,
+        graphs=memory.graphs,
+        cuda=memory.context,
+        available=memory.available,
     )

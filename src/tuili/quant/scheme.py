@@ -10,10 +10,10 @@ from tuili.base.errors import ConfigError, nearest
 GROUPS = (32, 64, 128)
 #: Formats store whole tiles of this many outputs.
 TILE = 16
-
-
 #: Side of the blocks of FP8 weights that share a scale.
 BLOCK = 128
+#: A decoder's matrices between tokens and vectors. Four bits cost most there, and a small part of the bytes.
+TABLES = ("embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Scheme:
 
     ``group``: inputs that share a scale (0: all of a row's); ``height``: outputs that share it too (1, or BLOCK);
     ``symmetric``: no zero points; ``weight_only``: activations stay floats, instead of being rounded per row (fp8: to
-    fp8, else to int8). ``wide_scales``: int4's scales are float32, because float16 would change them.
+    fp8, else to int8). ``wide_scales``: int4's scales are float32, because float16 would change them. ``table``: the
+    numbers of the embedding and the head, where they are others.
     """
 
     format: str = "dense"
@@ -31,6 +32,13 @@ class Scheme:
     weight_only: bool = False
     height: int = 1
     wide_scales: bool = False
+    table: str = ""
+
+    def of(self, module: str) -> Scheme:
+        """The scheme of a decoder's matrix ``module``."""
+        if not self.table or module not in TABLES:
+            return self
+        return Scheme(self.table, weight_only=self.weight_only)
 
 
 #: What ``--quantization`` may be. int8, int4 and fp8 round the activations too (W8A8, W4A8).
@@ -38,8 +46,8 @@ SCHEMES = {
     "none": Scheme(),
     "int8": Scheme("int8"),
     "int8_weight_only": Scheme("int8", weight_only=True),
-    "int4": Scheme("int4", GROUPS[0]),
-    "int4_weight_only": Scheme("int4", GROUPS[0], weight_only=True),
+    "int4": Scheme("int4", GROUPS[0], table="int8"),
+    "int4_weight_only": Scheme("int4", GROUPS[0], weight_only=True, table="int8"),
     "fp8": Scheme("fp8"),
     "fp8_weight_only": Scheme("fp8", weight_only=True),
 }

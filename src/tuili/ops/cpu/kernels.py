@@ -291,7 +291,7 @@ def store_int4(
     matrix: torch.Tensor, group: int, tiles: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> None:
     matrix = matrix.float() if matrix.dtype == torch.float16 else matrix
-    if not _suits(matrix) or matrix.stride(1) != 1 or not tiles.is_contiguous():
+    if not _suits(matrix) or matrix.stride(1) != 1 or not tiles.is_contiguous() or scales.dtype != torch.float16:
         return table["store_int4"].reference(matrix, group, tiles, scales, zeros)
     return _store(matrix, 4, group, tiles, scales, zeros)
 

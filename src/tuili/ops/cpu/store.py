@@ -53,8 +53,8 @@ def round_int4(
 
 def _least_error(wide: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric codes and scales of groups ``wide`` [out, groups, group] with ``steps`` [out, groups] or a bit less."""
-    least = torch.full(steps.shape, torch.inf)
-    codes, scales = torch.zeros(wide.shape, dtype=torch.uint8), torch.zeros(steps.shape, dtype=torch.float16)
+    least = torch.full_like(steps, torch.inf)
+    codes, scales = torch.zeros_like(wide, dtype=torch.uint8), torch.zeros_like(steps, dtype=torch.float16)
     for share in CLIPS:
         tried = _half(steps * share)
         step = tried.float().unsqueeze(-1)

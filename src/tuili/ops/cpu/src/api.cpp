@@ -43,7 +43,7 @@ template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t ti
     int64_t wide = std::min<int64_t>(131072 / std::max<int64_t>(tile_bytes, 1), up(tiles, 4 * team)) / 4 * 4;
     wide = std::max<int64_t>(4, wide);
     int64_t columns = up(tiles, wide), high = rows;
-    if (columns < 4 * team && rows >= 64) high = up(up(rows, up(4 * team, columns)), 24) * 24;
+    if (columns < 4 * team && rows >= CUT_ROWS) high = up(up(rows, up(4 * team, columns)), 24) * 24;
     int64_t bands = up(rows, high);
     parallel(columns * bands, [=](int64_t p) {
         int64_t tile = p / bands * wide, row = p % bands * high;

@@ -40,6 +40,7 @@ const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 
 constexpr int64_t TILE = 16;          // outputs per weight tile
+constexpr int64_t CUT_ROWS = 64;      // the rows of a product may be cut into pieces from so many on
 constexpr int64_t KEY_TILE = 64;      // keys attended at once
 constexpr int64_t PARTITION = 512;    // keys summed before partial results are merged, in order
 constexpr int64_t BLOCK_ROWS = 48;    // query heads that share a pass over the keys

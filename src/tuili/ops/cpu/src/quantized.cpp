@@ -7,16 +7,72 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 12;
+constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 4;
+constexpr int64_t HEIGHT8 = 16, HEIGHT4 = 8;  // most rows of a strip
 #else
 constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
+constexpr int64_t HEIGHT8 = 6, HEIGHT4 = 3;
 #endif
+constexpr int64_t STEP = 64;          // bytes of a step of a tile
+constexpr int64_t AHEAD = 32 * STEP;  // weights are asked for so long before a strip needs them
+
+// Few rows wait for memory, which is read fastest tile by tile: they are multiplied in strips, as many rows at once as
+// there are registers, and lie interleaved, [step][row], so that they, too, are one stream. Tiles that are long are read
+// as fast side by side, and more rows wait for products: blocks of rows and columns load least for one.
+bool strips(const QuantizedArgs& a) {
+    return a.rows < CUT_ROWS && (a.bits == 4 || a.rows <= 3 || padded(a) * TILE <= 16384);
+}
+
+// Blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+struct Blocks {
+    int64_t rows, count;
+    Blocks(int64_t all, int64_t height) : rows(all), count((all + height - 1) / height) {}
+    int64_t first(int64_t block) const { return rows * block / count; }
+    int64_t of(int64_t row) const { return ((row + 1) * count - 1) / rows; }
+};
+
+// What is added to a sum for each unit of its row's total, because of the weights' offset; with zeros, times those.
+int offset(const QuantizedArgs& a) { return a.bits == 8 ? (PAIRS ? -128 : 0) : a.zeros ? -1 : -8; }
+
+// Where a row's codes and sums go: `step` words apart.
+struct Place {
+    int32_t *codes, *sums;
+    int64_t step = 1;
+    Place(const QuantizedArgs& a, int64_t row) {
+        int64_t words = padded(a) / 4, count = groups(a), first = row;
+        if (strips(a)) {
+            Blocks blocks(a.rows, a.bits == 8 ? HEIGHT8 : HEIGHT4);
+            int64_t b = blocks.of(row);
+            first = blocks.first(b), step = blocks.first(b + 1) - first;
+        }
+        codes = (int32_t*)a.values + first * words + row - first, sums = a.sums + first * count + row - first;
+        if (step == 1) codes = (int32_t*)a.values + row * words, sums = a.sums + row * count;
+    }
+};
+
+// Sums of `codes` by group of `group` of them, a multiple of 4.
+void sum_groups(const int8_t* codes, int64_t wide, int64_t group, int32_t* sums) {
+    const I ones = four(0x01010101);
+    alignas(64) int32_t fours[LANES];
+    memset(sums, 0, wide / group * 4);
+    for (int64_t i = 0; i < wide; i += 4 * LANES) {
+        int64_t n = least(LANES, (wide - i) / 4);
+        alignas(64) int8_t rest[4 * LANES];
+        if (n < LANES) memcpy(rest, codes + i, 4 * n);
+        keep(fours, dot4(nothing(), ones, bytes(n < LANES ? rest : codes + i)));
+        for (int64_t f = 0; f < n;) {
+            int64_t g = (i + 4 * f) / group, end = least(n, ((g + 1) * group - i) / 4);
+            for (; f < end; f++) sums[g] += fours[f];
+        }
+    }
+}
 
 template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t rows) {
-    int64_t wide = padded(a), count = groups(a), group = wide / count;
+    int64_t wide = padded(a), count = groups(a);
+    int8_t* out = (int8_t*)scratch(1, wide + 4 * count);
+    int32_t* sums = (int32_t*)(out + wide);
     for (int64_t r = row; r < row + rows; r++) {
         const T* x = (const T*)a.x + r * a.x_stride;
-        int8_t* out = a.values + r * wide;
         F largest = zero();
         for (int64_t i = 0; i < a.inputs; i += LANES) {
             F v = load(x + i, a.inputs - i);
@@ -25,16 +81,19 @@ template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t ro
         float most_ = top(largest);
         F inverse = all(most_ > 0 ? 127.0f / most_ : 0.0f);
         a.factors[r] = most_ / 127.0f;
-        for (int64_t i = 0; i < wide; i += LANES) {
+        int64_t i = 0;
+        for (; i + LANES <= a.inputs; i += LANES) store_bytes(out + i, load(x + i) * inverse);
+        for (; i < wide; i += LANES) {
             alignas(16) int8_t t[LANES];
             store_bytes(t, i < a.inputs ? load(x + i, a.inputs - i) * inverse : zero());
             memcpy(out + i, t, least(LANES, wide - i));
         }
-        for (int64_t g = 0; g < count; g++) {
-            int32_t s = 0;
-            for (int64_t i = 0; i < group; i++) s += out[g * group + i];
-            a.sums[r * count + g] = s;
-        }
+        sum_groups(out, wide, wide / count, sums);
+        Place to(a, r);
+        if (to.step == 1) memcpy(to.codes, out, wide);
+        else
+            for (int64_t k = 0; k < wide / 4; k++) to.codes[k * to.step] = ((const int32_t*)out)[k];
+        for (int64_t g = 0; g < count; g++) to.sums[g * to.step] = offset(a) * sums[g];
     }
 }
 
@@ -46,25 +105,38 @@ template <class T, int M, int N> void finish(const QuantizedArgs& a, F (&sum)[M]
     }
 }
 
+// Where the words of M rows' codes lie: `row` bytes from one row to the next, `step` from one word to the next.
+template <int M, bool STRIP> struct Codes {
+    const int8_t* at;
+    int64_t row, step = STRIP ? 4 * M : 4;
+    Codes(const QuantizedArgs& a, int64_t first) : at(a.values + first * padded(a)), row(STRIP ? 4 : padded(a)) {}
+    I word(int64_t m, int64_t k) const { return four(::word(at + m * (STRIP ? 4 : row) + k * step)); }
+};
+template <int M, bool STRIP> inline void ask(const char* w) {
+    if (STRIP && M > 4) _mm_prefetch(w + AHEAD, _MM_HINT_T0);  // fewer rows wait for nothing else
+}
+
 // S sums per (row, output), of every S-th step: exact, so they may be added in any order.
-template <class T, int M, int N, int S = 1> void eight(const QuantizedArgs& a, int64_t row, int64_t tile) {
-    int64_t wide = padded(a), tile_bytes = wide * TILE;
-    const uint8_t* w = (const uint8_t*)a.weight + tile * tile_bytes;
-    const int8_t* x = a.values + row * wide;
+template <class T, int M, int N, int S, bool STRIP> void eight(const QuantizedArgs& a, int64_t row, int64_t tile) {
+    int64_t steps = padded(a) / 4, k = 0;
+    const char* w = (const char*)a.weight + tile * steps * STEP;
+    Codes<M, STRIP> x(a, row);
     I sum[S * M][N];
     EACH(m, (S * M))
-        EACH(n, N) sum[m][n] = nothing();
-    for (int64_t k = 0; k < wide; k += 4 * S) {
+        EACH(n, N) sum[m][n] = m < M ? four(a.sums[row + m]) : nothing();
+    for (; k + S <= steps; k += S) {
         EACH(s, S) {
-            int64_t at = S == 1 ? k : least(k + 4 * s, wide - 4);
             I b[N];
-            EACH(n, N) b[n] = bytes(w + n * tile_bytes + at * TILE);
+            EACH(n, N) b[n] = bytes(w + (n * steps + k + s) * STEP);
+            ask<M, STRIP>(w + (k + s) * STEP);
             EACH(m, M) {
-                I v = four(S == 1 || k + 4 * s < wide ? word(x + m * wide + at) : 0);
+                I v = x.word(m, k + s);
                 EACH(n, N) sum[s * M + m][n] = dot8(sum[s * M + m][n], b[n], v);
             }
         }
     }
+    for (; k < steps; k++)
+        EACH(m, M) EACH(n, N) sum[m][n] = dot8(sum[m][n], bytes(w + (n * steps + k) * STEP), x.word(m, k));
     for (int s = 1; s < S; s++)
         EACH(m, M) EACH(n, N) sum[m][n] = plus(sum[m][n], sum[s * M + m][n]);
     EACH(m, M) EACH(n, N) settle(sum[m][n]);
@@ -72,40 +144,34 @@ template <class T, int M, int N, int S = 1> void eight(const QuantizedArgs& a, i
     EACH(n, N) {
         int64_t column = (tile + n) * TILE;
         F scale = load((const float*)a.scales + column, a.outputs - column);
-        EACH(m, M) {
-            I exact = PAIRS ? minus(sum[m][n], four(128 * a.sums[row + m])) : sum[m][n];
-            out[m][n] = floats(exact) * all(a.factors[row + m]) * scale;
-        }
+        EACH(m, M) out[m][n] = floats(sum[m][n]) * all(a.factors[row + m]) * scale;
     }
     finish<T>(a, out, row, tile);
 }
 
-template <class T, int M, int N> void nibbles(const QuantizedArgs& a, int64_t row, int64_t tile) {
-    int64_t wide = padded(a), count = groups(a), tile_bytes = wide * TILE / 2;
-    const uint8_t* w = (const uint8_t*)a.weight + tile * tile_bytes;
-    const int8_t* x = a.values + row * wide;
+template <class T, int M, int N, bool STRIP> void nibbles(const QuantizedArgs& a, int64_t row, int64_t tile) {
+    int64_t count = groups(a), steps = padded(a) / 8;
+    const char* w = (const char*)a.weight + tile * steps * STEP;
+    const int32_t* totals = a.sums + row * count;
+    Codes<M, STRIP> x(a, row);
     F out[M][N];
     EACH(m, M)
         EACH(n, N) out[m][n] = zero();
     for (int64_t g = 0; g < count; g++) {
-        I sum[M][N];  // begin with what the offset adds, negated
-        const int32_t* total = a.sums + row * count + g;
-        if (a.zeros) {
-            EACH(n, N) {
-                I offset = widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE);
-                EACH(m, M) sum[m][n] = times_half(offset, four(-total[m * count]));
-            }
-        } else {
-            EACH(m, M) EACH(n, N) sum[m][n] = four(-8 * total[m * count]);
+        I sum[M][N];  // begin with what the offset adds
+        EACH(m, M) {
+            I total = four(totals[STRIP ? g * M + m : m * count + g]);
+            EACH(n, N) sum[m][n] = a.zeros ? times_half(widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE), total) : total;
         }
-        for (int64_t k = g * a.group; k < (g + 1) * a.group; k += 8) {
+        for (int64_t k = g * a.group / 8; k < (g + 1) * a.group / 8; k++) {
             I lo[N], hi[N];
             EACH(n, N) {
-                I both = bytes(w + n * tile_bytes + k * (TILE / 2));
+                I both = bytes(w + (n * steps + k) * STEP);
                 lo[n] = low_codes(both), hi[n] = high_codes(both);
             }
+            ask<M, STRIP>(w + k * STEP);
             EACH(m, M) {
-                I p = four(word(x + m * wide + k)), q = four(word(x + m * wide + k + 4));
+                I p = x.word(m, 2 * k), q = x.word(m, 2 * k + 1);
                 EACH(n, N) sum[m][n] = dot4(dot4(sum[m][n], lo[n], p), hi[n], q);
             }
         }
@@ -119,27 +185,43 @@ template <class T, int M, int N> void nibbles(const QuantizedArgs& a, int64_t ro
     finish<T>(a, out, row, tile);
 }
 
-// Few rows wait for memory, which is read fastest tile by tile.
-template <class T, int M> void columns(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
-    constexpr bool FEW = M <= 3;
-    int64_t n = 0;
-    if (a.bits == 8) {
-        constexpr int N = FEW ? 1 : COLUMNS, S = FEW ? SUMS / M : 1;
-        for (; n + N <= tiles; n += N) eight<T, M, N, S>(a, row, tile + n);
-        for (; n < tiles; n++) eight<T, M, 1>(a, row, tile + n);
-    } else if constexpr (M <= ROWS4) {
-        constexpr int N = FEW ? 1 : COLUMNS4;
-        for (; n + N <= tiles; n += N) nibbles<T, M, N>(a, row, tile + n);
-        for (; n < tiles; n++) nibbles<T, M, 1>(a, row, tile + n);
+template <class T, int M> void strip(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+    for (int64_t n = 0; n < tiles; n++) {
+        if (a.bits == 8)
+            eight<T, M, 1, (M < SUMS ? SUMS / M : 1), true>(a, row, tile + n);
+        else if constexpr (M <= HEIGHT4)
+            nibbles<T, M, 1, true>(a, row, tile + n);
     }
 }
 
+template <class T, int M> void block(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+    int64_t n = 0;
+    if (a.bits == 8) {
+        for (; n + COLUMNS <= tiles; n += COLUMNS) eight<T, M, COLUMNS, 1, false>(a, row, tile + n);
+        for (; n < tiles; n++) eight<T, M, 1, 1, false>(a, row, tile + n);
+    } else if constexpr (M <= ROWS4) {
+        for (; n + COLUMNS4 <= tiles; n += COLUMNS4) nibbles<T, M, COLUMNS4, false>(a, row, tile + n);
+        for (; n < tiles; n++) nibbles<T, M, 1, false>(a, row, tile + n);
+    }
+}
+
+// strip<M> of a strip's height M, at most H.
+template <class T, int H> void strip_of(int64_t height, const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+    if constexpr (H > 1)
+        if (height < H) return strip_of<T, H - 1>(height, a, row, tile, tiles);
+    strip<T, H>(a, row, tile, tiles);
+}
+
 template <class T> void quantized(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-    int64_t height = a.bits == 8 ? ROWS : ROWS4, blocks = (rows + height - 1) / height;
-    for (int64_t b = 0; b < blocks; b++) {
-        int64_t from = row + rows * b / blocks, to = row + rows * (b + 1) / blocks;
-#define COLUMNS_OF(m) columns<T, m>(a, from, tile, tiles)
-        EACH_HEIGHT(to - from, COLUMNS_OF)
+    bool narrow = strips(a), whole = a.bits == 8;  // strips are all of the rows
+    Blocks blocks(rows, narrow ? (whole ? HEIGHT8 : HEIGHT4) : whole ? ROWS : ROWS4);
+    for (int64_t b = 0; b < blocks.count; b++) {
+        int64_t from = row + blocks.first(b), height = blocks.first(b + 1) - blocks.first(b);
+#define BLOCK(m) block<T, m>(a, from, tile, tiles)
+        if (narrow)
+            strip_of<T, HEIGHT8>(height, a, from, tile, tiles);
+        else
+            EACH_HEIGHT(height, BLOCK)
     }
 }
 
