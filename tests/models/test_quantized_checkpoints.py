@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from naive import Naive, greedy
+from processes import peak_memory, reset_peak_memory, resident_memory
 from quantized_files import KINDS, Kind, make_quantized
 from safetensors.torch import load_file, save_file
-from tiny_models import Tiny, prompt
+from tiny_models import SHAPE, Tiny, prompt
 
 from tuili import LLM, SamplingParams, ops
 from tuili.base.errors import ConfigError, ModelError
@@ -167,6 +169,37 @@ def test_families_with_biases_tied_heads_and_fused_files(name: str, case: str, m
     have, want = dict(to_hf(load(quantized))), dict(to_hf(load(dense, scheme=None)))
     assert have.keys() == want.keys()
     assert all(torch.equal(have[key], want[key]) for key in want)
+
+
+@pytest.mark.parametrize("name", ["ct-w4a16-g128", "ct-w8a8-channel", "fp8-block", "gptq-sym", "awq-g128"])
+def test_loading_takes_the_weights_and_little_more(name: str, tmp_path: Path) -> None:
+    """From mapped files straight into the tensors that are computed with: never a second copy."""
+    shape = {**SHAPE, "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
+    config = {**shape, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": KINDS[name].config}))
+    checkpoint, written, tensors = open_checkpoint(tmp_path), {}, {}
+    with torch.device("meta"):
+        meta = Decoder(replace(checkpoint.spec, rounded=None))
+    for full, tensor in to_hf(meta):
+        module, size = full.removesuffix(".weight"), tuple(tensor.shape)
+        if module not in checkpoint.layouts:
+            tensors[full] = torch.full(size, 0.25, dtype=torch.bfloat16)
+            continue
+        if size not in written:
+            written[size], _ = KINDS[name].write(*size, np.random.default_rng(0))
+        tensors |= {f"{module}.{end}": value.clone() for end, value in written[size].items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    del tensors, written
+    with ops.use(backend("cpu")):
+        load(tmp_path, "bfloat16")  # code is loaded, and the allocator has its arenas
+        reset_peak_memory()
+        before = resident_memory()
+        model = load(tmp_path, "bfloat16")
+        taken = peak_memory() - before
+    size = weight_bytes(checkpoint.spec, "bfloat16", FLOATS)
+    assert size <= taken + (8 << 20), "the measurement misses the weights"
+    assert taken <= 1.05 * size + (24 << 20)
+    assert matrices(model)
 
 
 # Through the engine ---------------------------------------------------------------------------------------------------
