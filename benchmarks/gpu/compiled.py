@@ -1,9 +1,10 @@
 """Compile every Triton kernel for an H200 (sm_90) without having one, and say what the compiler made of it.
 
-    python benchmarks/gpu/compiled.py [--only NAME] [--models]
+    python benchmarks/gpu/compiled.py [--only NAME] [--models | --samples]
 
 The launches are those of real shapes, on tensors of the CPU; nothing runs. With ``--models`` they are all that the
-engine launches when gpu-check measures its models, of one layer each. Printed for each kernel: registers of a
+engine launches when gpu-check measures its models, of one layer each; with ``--samples`` those of every sample of every
+op, which gpu-check compares with the references. Printed for each kernel: registers of a
 thread, bytes that spill, shared memory, and how many tensor-core and asynchronous-copy instructions the code has.
 Exits with 1 where one does not compile or would not start: more shared memory than a block may have.
 """
@@ -251,6 +252,25 @@ def model_calls() -> Calls:
     return {f"engine, {name}": lambda arm=arm: run_engine(arm) for name, arm in ARMS.items()}
 
 
+def sample_calls() -> Calls:
+    """Every sample of every op on every Triton backend."""
+    from tuili.ops.table import table
+
+    def launch(function: Callable[..., Any], sample: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            args, kwargs = sample.make(torch.Generator().manual_seed(0))
+            return function(*args, **kwargs)
+
+        return call
+
+    return {
+        f"{entry.name} {backend} {sample.name}": launch(entry.implementations[backend], sample)
+        for entry in table.values()
+        for backend in {f: b for b, f in entry.implementations.items() if b in BACKENDS}.values()
+        for sample in entry.samples()
+    }
+
+
 def run_engine(arm: Any) -> None:
     """What kernels would write is ones: ids that are in the vocabulary, logits that are finite."""
     from unittest.mock import patch
@@ -283,12 +303,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="launches whose name contains this")
     parser.add_argument("--models", action="store_true", help="what the engine launches on the models of gpu-check")
+    parser.add_argument("--samples", action="store_true", help="every sample of every op")
     options = parser.parse_args()
     wanted = options.only
     failures = []
     with only_compiling(show):
         calls = launches()
-        for name, launch in (model_calls() if options.models else calls).items():
+        calls = model_calls() if options.models else sample_calls() if options.samples else calls
+        for name, launch in calls.items():
             if wanted not in name:
                 continue
             print(name, flush=True)

@@ -46,7 +46,7 @@ PIECES = [
     _speed("8b-bf16", 70),
     _speed("8b-w4a16", 60),
     _speed("8b-fp8", 60),
-    Piece("transformers-continuous", rival.continuous, 60),
+    Piece("transformers-continuous", rival.continuous, 100),
     Piece("attention", alone.attention, 30),
     _speed("8b-w8a8", 60),
     _speed("0.6b-bf16", 50),

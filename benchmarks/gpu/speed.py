@@ -188,7 +188,8 @@ class Bench:
             self._synchronize()
         for _ in drain(engine):
             pass
-        busy = sum(e.device_time_total for e in watched.events() if e.device_type == torch.autograd.DeviceType.CUDA)
+        kernels = [e for e in watched.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(e.time_range.elapsed_us() for e in kernels)
         return busy / 1e6 / count if busy else None
 
     def _synchronize(self) -> None:
