@@ -131,13 +131,16 @@ def _product(
 def _less(code, offset, dtype: tl.constexpr):
     """4-bit codes minus ``offset``, as ``dtype``: exact. Halves are put together from bits: 128 + c, or 1024 + c."""
     if dtype == tl.float32:
-        return code.to(tl.float32) - offset.to(tl.float32)
-    BITS: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
-    left = (code.to(tl.uint16) | BITS).to(dtype, bitcast=True)
-    right = (offset.to(tl.uint16) | BITS).to(dtype, bitcast=True)
-    if INTERPRETED:
-        return (left.to(tl.float32) - right.to(tl.float32)).to(dtype)
-    return left - right
+        less = code.to(tl.float32) - offset.to(tl.float32)
+    else:
+        BITS: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
+        left = (code.to(tl.uint16) | BITS).to(dtype, bitcast=True)
+        right = (offset.to(tl.uint16) | BITS).to(dtype, bitcast=True)
+        if INTERPRETED:
+            less = (left.to(tl.float32) - right.to(tl.float32)).to(dtype)
+        else:
+            less = left - right
+    return less
 
 
 @triton.jit(do_not_specialize=["rows"])
