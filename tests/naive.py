@@ -9,6 +9,7 @@ import torch
 
 from tuili import ops
 from tuili.layers.decoder import Decoder
+from tuili.layers.rope import Angles
 from tuili.ops.kvcache import key_shape, value_shape
 
 BLOCK = 16
@@ -39,6 +40,7 @@ class Naive:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        angles: Angles,
         layer: int,
         batch: Rows,
         kv: Any,
@@ -47,6 +49,7 @@ class Naive:
         softcap: float | None,
     ) -> torch.Tensor:
         at = batch.positions
+        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
         keys, values = self.cache[layer]
         ops.write_kv(k, v, keys, values, self.table[0, at // BLOCK] * BLOCK + at % BLOCK)
         start, context = torch.tensor([0, len(at)]), at[-1:] + 1

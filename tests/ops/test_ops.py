@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tuili import ops
-from tuili.ops import triton
+from tuili.ops import cpu, triton
 from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.samples import paged, randn
 
@@ -65,6 +65,20 @@ def test_implementation_equals_reference(entry: ops.Op, backend: str, sample: op
         scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
         assert float((have - want).abs().max()) <= max(entry.tolerance, loose) * scale
         assert torch.isfinite(have).all()
+
+
+FUSED = [entry for entry in ops.table.values() if entry.parts is not None]
+
+
+@pytest.mark.parametrize("entry", FUSED, ids=lambda entry: entry.name)
+def test_the_parts_of_a_fused_op_give_its_bits(entry: ops.Op) -> None:
+    """On the references; and where the C++ kernels compute, which lack it, its parts are what is active."""
+    for sample in entry.samples():
+        for have, want in zip(results(entry.parts, sample), results(entry.reference, sample), strict=True):
+            assert torch.equal(have, want), sample.name
+    if cpu.describe().built:
+        with ops.use("cpu"):
+            assert entry.active is entry.implementations.get("cpu", entry.parts)
 
 
 def test_triton_is_among_the_implementations() -> None:

@@ -1,6 +1,7 @@
-"""The engine on Triton's kernels, interpreted on a stand-in, or, where there is a card, on it: as the naive loop says.
+"""The engine on Triton's kernels, interpreted, on stand-ins: captured and late, as the naive loop says.
 
-Interpreted kernels are slow, so the requests are few and short here; ``test_device_runner.py`` has the matrix.
+They are slow so: requests are few and short here. ``test_device_runner.py`` has the matrix on torch, and
+``test_device_equality.py`` that of a card.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-import torch
 from devices import AtOnce, Lagging
-from equality import LONGEST, VOCAB, device_engine, drive, load, model, naive, outputs, request
+from equality import LONGEST, VOCAB, device_engine, drive, model, naive, outputs, request
 
 from tuili import ops
 from tuili.ops.triton import FAST, INVARIANT, describe
-from tuili.runtime.device import Cuda
 
-usable, interpreted = describe().usable, describe().interpreted
-pytestmark = pytest.mark.skipif(not usable, reason=f"Triton's kernels: {describe().why}")
-CARD = pytest.mark.skipif(not usable or interpreted, reason="needs a card")
+pytestmark = pytest.mark.skipif(
+    not describe().interpreted, reason="interpreted kernels; on a card test_device_equality.py"
+)
 PROMPTS = [tuple((7 * i + j * j) % VOCAB for j in range(count)) for i, count in enumerate((19, 3))]
 
 
@@ -53,7 +52,6 @@ def expected(name: str, requests: list[tuple[tuple[int, ...], int]]) -> dict[str
 SMALL = [(PROMPTS[0], 5), (PROMPTS[1], 7)]
 
 
-@pytest.mark.skipif(not interpreted, reason="on a card the matrix below runs")
 @pytest.mark.parametrize(
     ("backend", "name", "device", "sizes", "depth"),
     [
@@ -71,7 +69,6 @@ def test_interpreted_kernels_say_what_the_naive_loop_says(
     assert (card.replays > 0) == bool(sizes)
 
 
-@pytest.mark.skipif(not interpreted, reason="on a card the matrix below runs")
 def test_deterministic_kernels_give_the_same_bits_captured_or_not() -> None:
     """Law 5 to the bit: logprobs of two requests together, padded to three rows and late, are those of one alone."""
     wishes = {"logprobs": 2, "prompt_logprobs": 0, "temperature": 0.9, "seed": 4}
@@ -83,20 +80,3 @@ def test_deterministic_kernels_give_the_same_bits_captured_or_not() -> None:
         for part in ("tokens", "logprobs", "prompt_logprobs"):
             said = [x for update in own for x in getattr(update, part)]
             assert said == [x for update in alone for x in getattr(update, part)], part
-
-
-@CARD
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("sizes", [(), (1, 2, 4)], ids=["eager", "captured"])
-@pytest.mark.parametrize("blocks", [15, 200], ids=["tight", "ample"])
-@pytest.mark.parametrize("backend", [FAST, INVARIANT, "reference"])
-@pytest.mark.parametrize("name", ["llama-f32", "qwen3-f32", "gemma-f32", "llama-f32+kv8", "gemma-f32+kvfp8"])
-def test_a_card_says_what_the_naive_loop_says(
-    name: str, backend: str, blocks: int, sizes: tuple[int, ...], depth: int
-) -> None:
-    requests = load(7)
-    sizes = () if backend == "reference" else sizes
-    torch.backends.cuda.matmul.allow_tf32 = False
-    updates, scheduler = text(backend, name, Cuda(), sizes, depth, requests, blocks)
-    assert outputs(updates) == expected(name, requests)
-    scheduler.check_integrity()

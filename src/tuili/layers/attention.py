@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from tuili import ops
 from tuili.layers.linear import Linear
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles
@@ -15,7 +14,7 @@ from tuili.layers.spec import ModelSpec
 
 
 class AttentionBackend(Protocol):
-    """Attends over the KV of ``batch``'s requests, first storing ``k`` and ``v`` where ``kv`` is given.
+    """Attends over the KV of ``batch``'s requests, after rotating ``q`` and ``k`` by ``angles`` and storing k and v.
 
     ``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim]; returns [n, heads, dim].
     """
@@ -25,6 +24,7 @@ class AttentionBackend(Protocol):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        angles: Angles,
         layer: int,
         batch: Any,
         kv: Any,
@@ -57,16 +57,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(*norm) if spec.qk_norm else None
         self.k_norm = RMSNorm(*norm) if spec.qk_norm else None
 
-    def project(self, x: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated queries [n, heads, dim] and keys, and values [n, kv_heads, dim], of ``x`` [n, hidden]."""
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [n, heads, dim], keys and values [n, kv_heads, dim], of ``x`` [n, hidden]."""
         q, k, v = self.qkv_proj(x).split(self.qkv_proj.parts, -1)
         q, k, v = (t.reshape(len(x), -1, self.dim) for t in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return ops.rotate(q, *angles), ops.rotate(k, *angles), v
+        return q, k, v
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch, kv: Any) -> torch.Tensor:
-        return batch.attention.attend(q, k, v, self.layer, batch, kv, self.scale, self.window, self.softcap)
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angles: Angles, batch: Batch, kv: Any
+    ) -> torch.Tensor:
+        kind = self.scale, self.window, self.softcap
+        return batch.attention.attend(q, k, v, angles, self.layer, batch, kv, *kind)
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:
         """What the heads found, ``out`` [n, heads, dim], back in the residual stream: [n, hidden]."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from tuili.layers.decoder import Block, Decoder
+from tuili.layers.decoder import Decoder
 from tuili.ops.compiled import make_traceable
 
 #: Numbers of rows to compile for: one is special to torch, the other stands for all others, whose loops are laid out
@@ -52,13 +52,11 @@ class Compiled:
 def _warm_up(model: Decoder, rows: int) -> None:
     """Call what is compiled with ``rows`` rows, which may be any other number, unless it is one."""
     spec, device = model.spec, model.norm.weight.device
-    positions = torch.zeros(rows, dtype=torch.int64, device=device)
     x = torch.zeros(rows, spec.hidden_size, dtype=model.dtype, device=device)
     heads = torch.zeros(rows, spec.num_heads, spec.head_dim, dtype=model.dtype, device=device)
-    for layer, block in enumerate(cast(list[Block], model.layers)):
-        angles = model.angles(positions)[spec.window(layer) is not None]
-        for tensor in (x, heads, *angles):
-            if rows > 1:
-                torch._dynamo.mark_dynamic(tensor, 0)
-        block.before(x, angles)
-        block.after(x, heads)
+    if rows > 1:
+        for tensor in (x, heads):
+            torch._dynamo.mark_dynamic(tensor, 0)
+    for block, norm in zip(model.blocks, model.norms[1:], strict=True):
+        block.before(x)
+        block.after(x, heads, norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,20 +31,17 @@ class Block(nn.Module):
         self.mlp = GatedMLP(spec.hidden_size, spec.intermediate_size, spec.activation, spec.mlp_bias)
         self.mlp_post_norm = RMSNorm(*norm) if spec.post_norms else None
 
-    def forward(self, x: torch.Tensor, angles: Angles, batch: Batch, kv: Any) -> torch.Tensor:
-        q, k, v = self.before(x, angles)
-        return self.after(x, self.attention.attend(q, k, v, batch, kv))
+    def before(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All that comes before attention: queries, keys and values of what ``attention_norm`` made [n, hidden]."""
+        return self.attention.project(normed)
 
-    def before(self, x: torch.Tensor, angles: Angles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All that comes before attention: queries, keys and values of the residual stream ``x`` [n, hidden]."""
-        return self.attention.project(self.attention_norm(x), angles)
-
-    def after(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """All that comes after it: the residual stream that goes to the next block."""
+    def after(self, x: torch.Tensor, attended: torch.Tensor, norm: RMSNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        """All that comes after it: the residual stream ``x`` as it goes to the next block, and as ``norm``, of whatever
+        follows, makes it."""
         out = self.attention.merge(attended)
-        x = ops.add(x, out if self.attention_post_norm is None else self.attention_post_norm(out))
-        out = self.mlp(self.mlp_norm(x))
-        return ops.add(x, out if self.mlp_post_norm is None else self.mlp_post_norm(out))
+        x, out = self.mlp_norm.add(x, out if self.attention_post_norm is None else self.attention_post_norm(out))
+        out = self.mlp(out)
+        return norm.add(x, out if self.mlp_post_norm is None else self.mlp_post_norm(out))
 
 
 class Decoder(nn.Module):
@@ -67,6 +64,15 @@ class Decoder(nn.Module):
         device = self.norm.weight.device
         self.rope = Rope(self.spec.rope, max_len, device)
         self.window_rope = Rope(self.spec.window_rope, max_len, device) if self.spec.window_rope else self.rope
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.layers))
+
+    @property
+    def norms(self) -> list[RMSNorm]:
+        """What normalizes the residual stream before each block, and after the last."""
+        return [*(block.attention_norm for block in self.blocks), self.norm]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,15 +103,18 @@ class Decoder(nn.Module):
         With ``taps``, also the list of the residual streams that enter those layers (``num_layers``: after the last).
         """
         angles = self.angles(batch.positions)
-        tapped = []
-        for i, layer in enumerate(self.layers):
-            if i in taps:
+        tapped = [x] if 0 in taps else []
+        normed = self.norms[0](x)
+        for i, (layer, norm) in enumerate(zip(self.blocks, self.norms[1:], strict=True)):
+            q, k, v = layer.before(normed)
+            del normed  # what is not needed any more gives its memory to what comes
+            attended = layer.attention.attend(q, k, v, angles[self.spec.window(i) is not None], batch, kv)
+            del q, k, v
+            x, normed = layer.after(x, attended, norm)
+            del attended
+            if i + 1 in taps:
                 tapped.append(x)
-            x = layer(x, angles[self.spec.window(i) is not None], batch, kv)
-        if len(self.layers) in taps:
-            tapped.append(x)
-        hidden = self.norm(x)
-        return (hidden, tapped) if taps else hidden
+        return (normed, tapped) if taps else normed
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores [n, vocab] of the next token after each row of ``hidden`` [n, hidden], in the model's dtype."""

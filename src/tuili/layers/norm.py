@@ -19,3 +19,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return ops.rms_norm(x, self.weight, self.eps, self.offset)
+
+    def add(self, x: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream ``x`` [n, dim] plus ``out``, and that normalized."""
+        return ops.add_rms_norm(out, x, self.weight, self.eps, self.offset)

@@ -96,7 +96,21 @@ def _codes(x: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Te
     return exact.round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else exact.to(dtype).view(torch.int8)
 
 
-@op(samples.rotate_write_kv, tolerance=1e-5)
+def _rotate_then_write(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    write_kv(rotate(k, cos, sin), v, k_cache, v_cache, slots)
+    return rotate(q, cos, sin)
+
+
+@op(samples.rotate_write_kv, tolerance=1e-5, parts=_rotate_then_write)
 def rotate_write_kv(
     q: torch.Tensor,
     k: torch.Tensor,

@@ -46,15 +46,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     return (normed * (weight.float() + offset)).to(x.dtype)
 
 
-@op(samples.add_rms_norm, tolerance=1e-5)
-def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
-) -> torch.Tensor:
-    """Add ``x`` to ``residual`` (both [n, dim]), in place, and return ``rms_norm`` of the sum: one pass over memory."""
-    residual.add_(x)
-    return rms_norm.reference(residual, weight, eps, offset)
-
-
 @op(samples.rotate, tolerance=1e-5)
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of ``x`` [n, heads, dim], half-rotation layout; ``cos``, ``sin`` [n, rotary/2] float32.
@@ -103,6 +94,22 @@ def _serial_rows(x: torch.Tensor) -> int:
 def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x + y``, of one shape and dtype: the residual stream's step."""
     return x + y
+
+
+def _add_then_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    total = add(residual, x)
+    return total, rms_norm(total, weight, eps, offset)
+
+
+@op(samples.add_rms_norm, tolerance=1e-5, parts=_add_then_norm)
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``residual + x`` (both [n, dim]), and ``rms_norm`` of that: one pass over memory."""
+    total = residual + x
+    return total, rms_norm.reference(total, weight, eps, offset)
 
 
 @op(samples.scale)

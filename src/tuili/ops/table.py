@@ -30,6 +30,7 @@ class Sample:
 class Op(Generic[P, R]):
     """An op of the table. Calling it runs the active implementation; ``reference`` is its meaning.
 
+    A fused op has ``parts``: the ops that it is made of, called one after the other, for backends that have only those.
     While torch.compile traces a caller, ``traced`` stands for the op (``ops.compiled``).
     """
 
@@ -37,6 +38,7 @@ class Op(Generic[P, R]):
     reference: Callable[P, R]
     samples: Callable[[], list[Sample]]
     tolerance: float
+    parts: Callable[..., Any] | None = None
     implementations: dict[str, Callable[P, R]] = field(default_factory=dict)
     active: Callable[P, R] = field(init=False)
     traced: Callable[P, R] | None = None
@@ -56,11 +58,14 @@ table: dict[str, Op[..., Any]] = {}
 _active = "reference"
 
 
-def op(samples: Callable[[], list[Sample]], tolerance: float = 0.0) -> Callable[[Callable[P, R]], Op[P, R]]:
-    """Declare a reference as an op. ``tolerance`` is the largest relative error of other implementations."""
+def op(
+    samples: Callable[[], list[Sample]], tolerance: float = 0.0, parts: Callable[..., Any] | None = None
+) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Declare a reference as an op. ``tolerance`` is the largest relative error of other implementations; ``parts``
+    calls the ops that a fused one is made of."""
 
     def declare(reference: Callable[P, R]) -> Op[P, R]:
-        entry = Op(reference.__name__, reference, samples, tolerance)
+        entry = Op(reference.__name__, reference, samples, tolerance, parts)
         table[entry.name] = entry
         return entry
 
@@ -87,7 +92,7 @@ def choose(backend: str) -> None:
     global _active
     _active = backend
     for entry in table.values():
-        entry.active = entry.implementations.get(backend, entry.reference)
+        entry.active = entry.implementations.get(backend, entry.parts or entry.reference)
 
 
 def active_backend() -> str:

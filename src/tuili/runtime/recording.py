@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,25 +39,23 @@ class Workspace:
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
         self._slots: list[Slot] = []
-        self._free: list[Slot] = []
+        #: By their size: all numbers of rows ask for the same ones, so none needs more than another.
+        self._free: defaultdict[int, list[Slot]] = defaultdict(list)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, rows: int) -> torch.Tensor:
         """A tensor of a step of ``rows`` rows. Its memory comes back when the last view of it dies."""
         size = int(np.prod(shape)) * dtype.itemsize
-        slot = self._take(size, rows)
+        largest = max(size, size * self.max_rows // rows)
+        free = self._free[largest]
+        slot = free.pop() if free else self._make(largest)
         slot.used = max(slot.used, size)
         lent = slot.memory[:size]
-        weakref.finalize(lent, self._free.append, slot).atexit = False
+        weakref.finalize(lent, free.append, slot).atexit = False
         return _tensor(lent, shape, dtype)
 
-    def _take(self, size: int, rows: int) -> Slot:
-        fitting = [slot for slot in self._free if len(slot.memory) >= size]
-        if fitting:
-            slot = min(fitting, key=lambda slot: len(slot.memory))
-            self._free.remove(slot)
-            return slot
-        room = np.empty(max(size, size * self.max_rows // rows) + ALIGNMENT, np.uint8)
-        slot = Slot(room[-room.ctypes.data % ALIGNMENT :])
+    def _make(self, size: int) -> Slot:
+        room = np.empty(size + ALIGNMENT, np.uint8)
+        slot = Slot(room[-room.ctypes.data % ALIGNMENT :][:size])
         self._slots.append(slot)
         return slot
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tuili import ops
+from tuili.layers.rope import Angles
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class DenseAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        angles: Angles,
         layer: int,
         batch: TrainBatch,
         kv: Any,
@@ -50,6 +52,7 @@ class DenseAttention:
         softcap: float | None,
     ) -> torch.Tensor:
         """``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim] to [n, heads, dim]."""
+        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
         parts = []
         for a, b in pairwise(batch.starts):
             out = ops.causal_attention(q[None, a:b], k[None, a:b], v[None, a:b], scale, window, softcap)

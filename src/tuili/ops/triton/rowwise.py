@@ -47,6 +47,7 @@ def warps(elements: int) -> int:
 def _rms_norm(
     x,
     residual,
+    total,
     weight,
     out,
     rows,
@@ -66,10 +67,9 @@ def _rms_norm(
     inside = (row < rows) & (at < DIM)
     wide = tl.load(x + row // HEADS * row_stride + row % HEADS * head_stride + at, mask=inside, other=0).to(tl.float32)
     if RESIDUAL:
-        place = residual + row * residual_stride + at
-        wide += tl.load(place, mask=inside, other=0).to(tl.float32)
-        narrow = cast(wide, residual.dtype.element_ty)
-        tl.store(place, narrow, mask=inside)
+        wide += tl.load(residual + row * residual_stride + at, mask=inside, other=0).to(tl.float32)
+        narrow = cast(wide, total.dtype.element_ty)
+        tl.store(total + row * DIM + at, narrow, mask=inside)
         wide = narrow.to(tl.float32)
     factor = 1 / tl.sqrt_rn(tl.sum(wide * wide, 1) / DIM + eps)
     scale = tl.load(weight + at, mask=at < DIM, other=0).to(tl.float32) + offset
@@ -83,25 +83,24 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     if x.dim() not in (2, 3):
         return table["rms_norm"].reference(x, weight, eps, offset)
     heads = x.shape[1] if x.dim() == 3 else 1
-    _normalize(x, None, weight, out, heads, x.stride(1) if heads > 1 else 0, eps, offset)
+    _normalize(x, None, None, weight, out, heads, x.stride(1) if heads > 1 else 0, eps, offset)
     return out
 
 
 @both("add_rms_norm")
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
-) -> torch.Tensor:
-    if residual.stride(-1) != 1:
-        return table["add_rms_norm"].reference(x, residual, weight, eps, offset)
-    x = dense_last(x)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _normalize(x, residual, weight, out, 1, 0, eps, offset)
-    return out
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x, residual = dense_last(x), dense_last(residual)
+    total, out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    _normalize(x, residual, total, weight, out, 1, 0, eps, offset)
+    return total, out
 
 
 def _normalize(
     x: torch.Tensor,
     residual: torch.Tensor | None,
+    total: torch.Tensor | None,
     weight: torch.Tensor,
     out: torch.Tensor,
     heads: int,
@@ -115,7 +114,8 @@ def _normalize(
     padded = pad(dim)
     each = max(1, PROGRAM // 2 // padded)
     _rms_norm[(triton.cdiv(rows, each),)](
-        *(x, x if residual is None else residual, weight, out, rows, x.stride(0), head_stride),
+        *(x, x if residual is None else residual, out if total is None else total, weight, out, rows),
+        *(x.stride(0), head_stride),
         *(0 if residual is None else residual.stride(0), eps, offset),
         DIM=dim,
         PADDED=padded,

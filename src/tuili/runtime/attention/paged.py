@@ -1,4 +1,4 @@
-"""Attention through the op table: store this step's K and V in the pool, then attend over each request's blocks."""
+"""Attention through the op table: rotate, store this step's K and V in the pool, attend over each request's blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from tuili import ops
 
 if TYPE_CHECKING:
+    from tuili.layers.rope import Angles
     from tuili.runtime.batch import ForwardBatch
     from tuili.runtime.kvstore import KVStore
 
@@ -29,6 +30,7 @@ class PagedAttention:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
+        angles: Angles,
         layer: int,
         batch: ForwardBatch,
         kv: KVStore,
@@ -41,7 +43,8 @@ class PagedAttention:
         if kv.scaled:
             write, attention = OVER_CODES[keys.dtype]
             k_scales, v_scales = kv.scales(layer)
+            q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
             write(k, v, keys, values, k_scales, v_scales, batch.slots)
             return attention(q, keys, values, k_scales, v_scales, *rows, scale, window, softcap)
-        ops.write_kv(k, v, keys, values, batch.slots)
+        q = ops.rotate_write_kv(q, k, v, *angles, keys, values, batch.slots)
         return ops.paged_attention(q, keys, values, *rows, scale, window, softcap)
