@@ -228,12 +228,19 @@ def product_calls() -> Calls:
                 made[name] = call("int4_weight_only_linear", x, *weight, backend=backend)
         for kind in (torch.int8, layouts.FP8):
             codes = torch.zeros(4096, 4096, dtype=torch.uint8).view(kind)
-            for label, scales in (("", torch.ones(4096, 1)), (" blocks", torch.ones(32, 32))):
+            for label, scales in (
+                ("", torch.ones(4096, 1)),
+                (" blocks", torch.ones(32, 32)),
+                (" groups", torch.ones(4096, 128)),
+            ):
                 for backend in BACKENDS:
                     name = f"{str(kind).removeprefix('torch.')}{label} of {rows} rows"
                     name += ", invariant" if backend == BACKENDS[1] else ""
                     made[f"{name}, weight only"] = call("byte_weight_only_linear", x, codes, scales, backend=backend)
                     made[name] = call("byte_linear", x, codes, scales, backend=backend)
+        zeros, codes = torch.zeros(4096, 32, dtype=torch.int8), torch.zeros(4096, 4096, dtype=torch.int8)
+        args = x, codes, torch.ones(4096, 32), None, zeros
+        made[f"int8 groups and zeros of {rows} rows"] = call("byte_weight_only_linear", *args)
     for dtype in (HALF, torch.float16, torch.float32):
         x, weight = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 4096, dtype=dtype)
         made[f"floats {dtype}, invariant"] = call(
