@@ -158,7 +158,7 @@ def _room(
     import torch
 
     from tuili.layers.linear import Matrix
-    from tuili.quant.weight import Weight
+    from tuili.quant.weight import Weight, slices
 
     path, kind = name.rsplit(".", 1)
     module = model.get_submodule(path)
@@ -169,7 +169,7 @@ def _room(
         return weight.slices(), weight.fill
     plain = torch.empty(meta.shape, dtype=dtype, device=place.device)
     module.register_parameter(kind, torch.nn.Parameter(plain))
-    return [(0, len(plain))], lambda start, rows: plain.copy_(rows)
+    return slices(len(plain), plain[:1].numel()), lambda start, rows: plain[start : start + len(rows)].copy_(rows)
 
 
 def _exact(scheme: Scheme | None, parts: list[Plain | Coded], name: str) -> Scheme | None:
