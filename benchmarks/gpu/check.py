@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     os.environ["TRITON_INTERPRET"] = "1" if options.tiny else "0"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers asks the hub for kernels: nothing is to be fetched
     if options.piece:
         return run_piece(options)
     import torch
