@@ -123,6 +123,7 @@ def row_calls() -> Calls:
         "rms_norm of 1024": call("rms_norm", x[:, :1024], norm[:1024], 1e-5),
         "rms_norm of heads": call("rms_norm", x.view(4, 32, 128), norm[:128], 1e-5),
         "add_rms_norm": call("add_rms_norm", x, x.clone(), norm, 1e-5),
+        "locate": call("locate", *(torch.zeros(size, dtype=torch.long) for size in ((4, 256), 257, (257, 512))), 16),
         **{name: call("gated", torch.zeros(4, 28672, dtype=HALF), name) for name in ("silu", "gelu_tanh", "gelu")},
         "embedding": call("embedding", x, torch.zeros(2, dtype=torch.long)),
         "softcap": call("softcap", x, 30.0),
