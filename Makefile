@@ -5,6 +5,8 @@ PIP_ARGS ?=
 MODEL ?= embedded
 ARGS ?=
 WORKERS ?= 2
+# Whose interpreter the tests of the GPU kernels take (ops/triton/about.py).
+TRITON := 3.6.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +21,7 @@ help:
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
+	@echo "make gpu-check   on an NVIDIA GPU: kernels and engine checked, speeds beside the card's limits (docs/gpu.md)"
 	@echo "make bench-rivals   other engines, each in its own environment (20 GB, docs/rivals.md), and Tuili side by side"
 
 $(BIN)/python:
@@ -34,7 +37,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
-	@$(INSTALL) -e '.[test,dev]' && touch $@
+	@$(INSTALL) -e '.[test,dev]'
+	@sh .ci/triton $(BIN)/python $(TRITON) $(PIP_ARGS)
+	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(INSTALL) -e '.[bench]' && touch $@
@@ -71,7 +76,7 @@ bench: $(VENV)/.installed-bench
 bench-rivals: $(VENV)/.installed-bench
 	@cd benchmarks && $(CURDIR)/$(BIN)/python -m rivals $(ARGS)
 
-gpu-check: $(VENV)/.installed
+gpu-check: $(VENV)/.installed-dev $(VENV)/.installed-bench
 	@$(BIN)/python benchmarks/gpu/check.py $(ARGS)
 
 soak: $(VENV)/.installed

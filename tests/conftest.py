@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Triton's kernels run on the CPU, interpreted; `make gpu-check` says 0, and runs them on the card.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ["TRITON_INTERPRET"] == "1":
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # interpreted kernels compute on the CPU, and so does the engine
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,8 +1,10 @@
 """Compile every Triton kernel for an H200 (sm_90) without having one, and say what the compiler made of it.
 
-    python benchmarks/gpu/compiled.py [--only NAME]
+    python benchmarks/gpu/compiled.py [--only NAME] [--models | --samples]
 
-The launches are those of real shapes, on tensors of the CPU; nothing runs. Printed for each kernel: registers of a
+The launches are those of real shapes, on tensors of the CPU; nothing runs. With ``--models`` they are all that the
+engine launches when gpu-check measures its models, of one layer each; with ``--samples`` those of every sample of every
+op, which gpu-check compares with the references. Printed for each kernel: registers of a
 thread, bytes that spill, shared memory, and how many tensor-core and asynchronous-copy instructions the code has.
 Exits with 1 where one does not compile or would not start: more shared memory than a block may have.
 """
@@ -17,6 +19,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +85,14 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+#: Kernels that were shown.
+seen: set[str] = set()
+
+
 def show(name: str, compiled: Any) -> None:
+    if compiled.hash in seen:
+        return
+    seen.add(compiled.hash)
     registers, stack = resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     counts = {label: len(re.findall(pattern, ptx)) for label, pattern in INSTRUCTIONS.items()}
@@ -218,12 +229,19 @@ def product_calls() -> Calls:
                 made[name] = call("int4_weight_only_linear", x, *weight, backend=backend)
         for kind in (torch.int8, layouts.FP8):
             codes = torch.zeros(4096, 4096, dtype=torch.uint8).view(kind)
-            for label, scales in (("", torch.ones(4096, 1)), (" blocks", torch.ones(32, 32))):
+            for label, scales in (
+                ("", torch.ones(4096, 1)),
+                (" blocks", torch.ones(32, 32)),
+                (" groups", torch.ones(4096, 128)),
+            ):
                 for backend in BACKENDS:
                     name = f"{str(kind).removeprefix('torch.')}{label} of {rows} rows"
                     name += ", invariant" if backend == BACKENDS[1] else ""
                     made[f"{name}, weight only"] = call("byte_weight_only_linear", x, codes, scales, backend=backend)
                     made[name] = call("byte_linear", x, codes, scales, backend=backend)
+        zeros, codes = torch.zeros(4096, 32, dtype=torch.int8), torch.zeros(4096, 4096, dtype=torch.int8)
+        args = x, codes, torch.ones(4096, 32), None, zeros
+        made[f"int8 groups and zeros of {rows} rows"] = call("byte_weight_only_linear", *args)
     for dtype in (HALF, torch.float16, torch.float32):
         x, weight = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 4096, dtype=dtype)
         made[f"floats {dtype}, invariant"] = call(
@@ -232,13 +250,75 @@ def product_calls() -> Calls:
     return made
 
 
+def model_calls() -> Calls:
+    """The engine on each model and width of gpu-check, with one layer and a small vocabulary: prefill and decode."""
+    # The package, without its folder staying on the path (see check.py).
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from gpu.pieces import ARMS
+
+    sys.path.pop(0)
+    return {f"engine, {name}": lambda arm=arm: run_engine(arm) for name, arm in ARMS.items()}
+
+
+def sample_calls() -> Calls:
+    """Every sample of every op on every Triton backend."""
+    from tuili.ops.table import table
+
+    def launch(function: Callable[..., Any], sample: Any) -> Callable[[], Any]:
+        def call() -> Any:
+            args, kwargs = sample.make(torch.Generator().manual_seed(0))
+            return function(*args, **kwargs)
+
+        return call
+
+    return {
+        f"{entry.name} {backend} {sample.name}": launch(entry.implementations[backend], sample)
+        for entry in table.values()
+        for backend in {f: b for b, f in entry.implementations.items() if b in BACKENDS}.values()
+        for sample in entry.samples()
+    }
+
+
+def run_engine(arm: Any) -> None:
+    """What kernels would write is ones: ids that are in the vocabulary, logits that are finite."""
+    from unittest.mock import patch
+
+    from gpu import shapes, speed
+    from tuili import ops
+    from tuili.ops.table import table
+
+    def ones(x: torch.Tensor, *size: Any, **more: Any) -> torch.Tensor:
+        return x.new_ones(size[0] if isinstance(size[0], tuple) else size, **more)
+
+    real = shapes.spec_of(arm.model, False)
+    spec = replace(real, num_layers=1, vocab_size=8192)
+    with ops.use("triton"):
+        model = shapes.build(spec, arm.scheme, "cpu", 8200)
+    with ops.use("triton"), patch.object(torch, "empty", torch.ones), patch.object(torch.Tensor, "new_empty", ones):
+        table["linear"].active = lambda x, weight, bias=None: x.new_ones(len(x), len(weight))
+        engine = speed.engine_on(model, "cpu", 4096, 256, 8200, [1, 8, 64, 256])
+        for requests, prompt in ((1, 128), (8, 128), (64, 128), (256, 128), (1, 8192)):
+            params = speed.SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+            for i in range(requests):
+                engine.add(speed.Request(f"{requests} {prompt} {i}", prompt, [1] * prompt, params))
+            for updates in speed.drain(engine):
+                wrong = [update.error for update in updates if update.error]
+                if wrong:
+                    raise RuntimeError(wrong[0])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="launches whose name contains this")
-    wanted = parser.parse_args().only
+    parser.add_argument("--models", action="store_true", help="what the engine launches on the models of gpu-check")
+    parser.add_argument("--samples", action="store_true", help="every sample of every op")
+    options = parser.parse_args()
+    wanted = options.only
     failures = []
     with only_compiling(show):
-        for name, launch in launches().items():
+        calls = launches()
+        calls = model_calls() if options.models else sample_calls() if options.samples else calls
+        for name, launch in calls.items():
             if wanted not in name:
                 continue
             print(name, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -46,6 +47,17 @@ class Driver:
             "budget_seconds": budget,
             "pieces": {},
         }
+        self.found["pieces"] = self._before()
+
+    def _before(self) -> dict[str, Any]:
+        """Pieces that the folder's file holds already, of the same source and versions: each can have its own run."""
+        path = self.folder / "check.json"
+        if not path.exists():
+            return {}
+        before = json.loads(path.read_text())
+        same = all(before[key] == self.found[key] for key in ("tiny", "versions"))
+        same &= before["provenance"]["commit"] == self.found["provenance"]["commit"]
+        return before["pieces"] if same else {}
 
     def run(self, pieces: list[Piece]) -> None:
         stages: dict[str, list[Piece]] = {}
@@ -79,6 +91,7 @@ class Driver:
             "status": status,
             **({"why": why} if why else {}),
             **({"arm": {"model": piece.arm.model, "width": piece.arm.width}} if piece.arm else {}),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
             "entries": entries,
         }
@@ -93,6 +106,7 @@ class Driver:
         write(self.folder / "check.json", self.found)
 
     def failures(self) -> list[str]:
+        """What went wrong, of this run and of those before that the file still tells of."""
         pieces = self.found["pieces"]
         broken = [name for name, piece in pieces.items() if piece["status"] == FAILED]
         return broken + [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
+import time
 from pathlib import Path
 
 from gpu.place import Entry, Place
@@ -27,24 +28,25 @@ def run(place: Place) -> None:
 
 
 def suite(files: list[str], wanted: str, place: Place) -> Entry:
-    """How many tests passed. RuntimeError that names those that failed, or where none ran."""
-    report = place.path.with_suffix(".xml")
+    """How many tests passed, ``stopped`` if the time ended before them. RuntimeError that names those that failed, or
+    where none ran."""
     workers = ["-n", str(1 if place.tiny else WORKERS)]
-    command = [sys.executable, "-m", "pytest", "-q", *files, "-m", "not slow", "-k", wanted, *workers]
-    command += [f"--junitxml={report}", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-v", *files, "-m", "not slow", "-k", wanted, *workers]
+    command += ["-p", "no:cacheprovider", "-p", "no:randomly", "--tb=short"]
     environment = {**os.environ, "TRITON_INTERPRET": "1" if place.tiny else "0"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode not in (0, 1) or not report.exists():
-        raise RuntimeError(f"pytest ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
-    cases = list(ET.parse(report).getroot().iter("testcase"))
-    skipped = [case.get("name") for case in cases if case.find("skipped") is not None]
-    failures = [
-        f"{case.get('name')}: {(bad.get('message') or '').splitlines()[:1]}"
-        for case in cases
-        for bad in [*case.findall("failure"), *case.findall("error")]
-    ]
-    passed = len(cases) - len(skipped) - len(failures)
-    if failures or not passed:
-        tail = "" if failures else done.stdout[-1500:]
-        raise RuntimeError(f"{len(failures)} of {len(cases)} tests failed\n" + "\n".join(failures[:40]) + tail)
-    return {"tests": passed, "skipped": len(skipped)}
+    log, stopped = place.path.with_suffix(".log"), False
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            process.wait(max(1.0, place.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()  # its workers end when they hear no more of it
+            process.wait()
+            stopped = True
+    text = log.read_text(errors="replace")
+    said = {word: re.findall(rf"\b{word} (\S.*)", text) for word in ("PASSED", "SKIPPED", "FAILED", "ERROR")}
+    failures = list(dict.fromkeys(name.split(" - ")[0].strip() for name in said["FAILED"] + said["ERROR"]))
+    if failures or not said["PASSED"]:
+        words = f"{len(failures)} failed, {len(said['PASSED'])} passed\n" + "\n".join(failures[:40])
+        raise RuntimeError(f"{words}\n{text[-4000:]}")
+    return {"tests": len(said["PASSED"]), "skipped": len(said["SKIPPED"]), "stopped": stopped}

@@ -39,6 +39,10 @@ def _speed(name: str, seconds: float) -> Piece:
     return Piece(name, partial(speed.run, arm=ARMS[name]), seconds, arm=ARMS[name])
 
 
+def _long(name: str, seconds: float) -> Piece:
+    return Piece(f"{name}-long", partial(speed.run_long, arm=ARMS[name]), seconds, arm=ARMS[name])
+
+
 PIECES = [
     *(Piece(f"ops-{i}", partial(operations.run, shard=i, shards=SHARDS), 150, "checks") for i in range(SHARDS)),
     Piece("matrix", matrix.run, 150, "checks"),
@@ -46,10 +50,15 @@ PIECES = [
     _speed("8b-bf16", 70),
     _speed("8b-w4a16", 60),
     _speed("8b-fp8", 60),
-    Piece("transformers-continuous", rival.continuous, 60),
-    Piece("attention", alone.attention, 30),
+    Piece("transformers-continuous", rival.continuous, 100),
+    _long("8b-bf16", 80),
+    Piece("attention", alone.attention, 40),
     _speed("8b-w8a8", 60),
     _speed("0.6b-bf16", 50),
-    Piece("products", alone.products, 40),
+    Piece("products", alone.products, 60),
+    _long("8b-fp8", 80),
+    _long("8b-w4a16", 80),
+    _long("8b-w8a8", 80),
+    _long("0.6b-bf16", 50),
     Piece("transformers-static", rival.static, 90),
 ]

@@ -70,7 +70,10 @@ def _problems(found: Found) -> list[str]:
     for name, piece in found["pieces"].items():
         entries = piece["entries"].values()
         bad, out = (sum(e["status"] == status for e in entries) for status in ("failed", "left out"))
-        words = [f"{len(entries) - bad - out} done"] + [f"{bad} failed"] * bool(bad) + [f"{out} left out"] * bool(out)
+        tests = sum(e.get("tests", 0) for e in entries)
+        words = [f"{tests} tests passed" if tests else f"{len(entries) - bad - out} done"]
+        words += ["not all of them ran"] * any(e.get("stopped") for e in entries)
+        words += [f"{bad} failed"] * bool(bad) + [f"{out} left out"] * bool(out)
         status = "failed" if bad else piece["status"]
         lines.append(f"| {name} | {status} | {piece['seconds']:.0f} | {', '.join(words)} |")
     details = [

@@ -61,28 +61,39 @@ def scenarios(tiny: bool) -> tuple[list[Decode], list[int], list[Decode]]:
 
 
 def run(place: Place, arm: shapes.Arm) -> None:
-    """All scenarios of a model in a width."""
-    ops.choose(FAST)
-    short, prompts, long = scenarios(place.tiny)
-    held: list[Bench] = []
-
-    def start() -> Entry:
-        held.append(Bench(arm, [*short, *long], prompts, place))
-        return held[0].about()
-
-    place.entries.pop("start", None)  # a process that starts anew needs the model again
-    place.attempt("start", start)
-    if not held:
+    """A model in a width: decode at short contexts, prefill, and what the host adds to a step."""
+    short, prompts, _ = scenarios(place.tiny)
+    bench = start(place, arm, short, prompts)
+    if bench is None:
         return
-    bench = held[0]
     for work in short:
         place.attempt(work.name, lambda work=work: bench.decode(work))
     for prompt in prompts:
         place.attempt(f"prefill {prompt}", lambda prompt=prompt: bench.prefill(prompt))
-    for work in short[:1] if place.tiny else (short[0], short[1]):
+    for work in short[:1] if place.tiny else short[:2]:
         place.attempt(f"device time of {work.name}", lambda work=work: bench.device_time(work))
-    for work in long:
+
+
+def run_long(place: Place, arm: shapes.Arm) -> None:
+    """Decode at long contexts, whose prefill is what takes the time."""
+    _, _, long = scenarios(place.tiny)
+    bench = start(place, arm, long, [])
+    for work in long if bench else []:
         place.attempt(work.name, lambda work=work: bench.decode(work))
+
+
+def start(place: Place, arm: shapes.Arm, works: list[Decode], prompts: list[int]) -> Bench | None:
+    """The model and its engine; None, and noted, where that fails."""
+    ops.choose(FAST)
+    held: list[Bench] = []
+
+    def make() -> Entry:
+        held.append(Bench(arm, works, prompts, place))
+        return held[0].about()
+
+    place.entries.pop("start", None)  # a process that starts anew needs the model again
+    place.attempt("start", make)
+    return held[0] if held else None
 
 
 class Bench:
@@ -122,8 +133,8 @@ class Bench:
         """Tokens per second while all requests decode, and from the start of the first to the end of the last."""
         if self.blocks_of(work) > self.blocks:
             raise LeftOut(f"needs {self.blocks_of(work)} KV blocks, the card has room for {self.blocks}")
-        if not self.place.tiny:
-            self._generate(Decode(work.requests, work.prompt, 4))  # compiles
+        if not self.place.tiny:  # compiles: with short prompts, since long ones take long
+            self._generate(Decode(work.requests, min(work.prompt, 128), 4))
         steps = self._generate(work)
         rate, step_seconds = steady(steps, work)
         middle = work.prompt + work.output // 2
@@ -188,7 +199,8 @@ class Bench:
             self._synchronize()
         for _ in drain(engine):
             pass
-        busy = sum(e.device_time_total for e in watched.events() if e.device_type == torch.autograd.DeviceType.CUDA)
+        kernels = [e for e in watched.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(e.time_range.elapsed_us() for e in kernels)
         return busy / 1e6 / count if busy else None
 
     def _synchronize(self) -> None:

@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
                         help=f"of {', '.join(SHAPES)}; the last two only take time that the others leave")  # fmt: skip
     parser.add_argument("--arms", nargs="+", default=[], help="names or their beginnings: tuili 'openvino int4'")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every arm; figures are their medians")
+    parser.add_argument("--brief", nargs="+", default=[], help="arms of which two rounds are enough, as in --arms")
     parser.add_argument("--budget-minutes", type=float, default=35.0, help="for measuring; installing comes before")
     parser.add_argument("--threads", type=int, default=hardware.probe().cores, help="of every arm")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/tuili/rivals"),
@@ -80,7 +81,9 @@ def measure(
     results.add("machine", threads=options.threads, bandwidth=limits, peaks=peaks(options.threads))
     deadline = time.monotonic() + 60 * options.budget_minutes
     scenarios = QUICK if options.quick else FULL
-    bench = Bench(places, results, probe, scenarios, options.rounds, options.threads, deadline, oracle)
+    bench = Bench(
+        places, results, probe, scenarios, options.rounds, options.threads, deadline, oracle, tuple(options.brief)
+    )
     run_all(bench, [(shape, group) for shape in shapes for group in side_by_side(ready[shape.name])])
 
 

@@ -28,12 +28,14 @@ MEASURE_SECONDS = 0.5
 MOST_REPEATS = 10
 #: A shape that only takes left-over time is begun when this much is left for each of its arms.
 LEAST_SECONDS = 30.0
+#: Rounds of arms that are far behind the others and take most of the time.
+BRIEF_ROUNDS = 2
 
 
 @dataclass
 class Bench:
     """All that the groups of a run share. ``deadline`` is on ``time.monotonic``; ``oracle`` has the first tokens by
-    name of shape; none where there is no oracle."""
+    name of shape; none where there is no oracle. Arms that begin with one of ``brief`` get two rounds at most."""
 
     places: Places
     results: Results
@@ -43,6 +45,10 @@ class Bench:
     threads: int
     deadline: float
     oracle: dict[str, list[int]]
+    brief: tuple[str, ...] = ()
+
+    def rounds_of(self, arm: Arm) -> int:
+        return min(self.rounds, BRIEF_ROUNDS) if arm.name.startswith(self.brief) else self.rounds
 
     def say(self, text: str) -> None:
         left = max(0.0, self.deadline - time.monotonic())
@@ -90,7 +96,7 @@ class Group:
 
     def _missing(self, arm: Arm) -> bool:
         done = self.bench.results.of("speed", model=self.shape.name, arm=arm.name)
-        return len(done) < self.bench.rounds * len(self.scenarios)
+        return len(done) < self.bench.rounds_of(arm) * len(self.scenarios)
 
     def _start(self, arm: Arm) -> None:
         bench, places = self.bench, self.bench.places
@@ -116,7 +122,7 @@ class Group:
         for round_ in range(bench.rounds):
             limit = bench.deadline if round_ == 0 else min(until, bench.deadline)
             for scenario in self.scenarios:
-                for arm in rotated(list(self.workers), round_):
+                for arm in rotated([arm for arm in self.workers if round_ < bench.rounds_of(arm)], round_):
                     if time.monotonic() >= limit:
                         bench.say(f"{self.shape.name}: the time of this group is over in round {round_ + 1}")
                         return

@@ -143,6 +143,18 @@ def test_a_piece_that_hangs_is_stopped_and_the_rest_is_named(tmp_path: Path, mon
     assert made.failures() == ["hangs", "hangs: second"]
 
 
+def test_pieces_can_have_runs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "json.dump({'e': {'status': 'done'}}, open(out, 'w'))\n"
+    drive(tmp_path, monkeypatch, body, ["one"], 60)
+    _, pieces = drive(tmp_path, monkeypatch, body, ["two"], 60)
+    assert list(pieces) == ["one", "two"]
+    path = tmp_path / "out" / "check.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "versions": {"torch": "another"}}))
+    _, pieces = drive(tmp_path, monkeypatch, body, ["three"], 60)
+    assert list(pieces) == ["three"]
+
+
 # What it measures -----------------------------------------------------------------------------------------------------
 
 

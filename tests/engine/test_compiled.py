@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from equality import LONGEST, backend, model
 from tiny_models import prompt, reference_greedy
 from torch._dynamo.utils import counters
 
+from tuili import ops
 from tuili.base.config import Config
 from tuili.core.params import SamplingParams
 from tuili.engine.build import build
@@ -19,6 +21,8 @@ from tuili.engine.device import no_compiler
 from tuili.layers.compiled import ROWS, Compiled
 from tuili.layers.decoder import Decoder
 from tuili.ops import cpu
+from tuili.ops.triton import describe
+from tuili.quant.scheme import SCHEMES
 from tuili.runtime.attention.paged import PagedAttention
 from tuili.runtime.batch import assemble
 from tuili.runtime.kvstore import KVStore
@@ -79,6 +83,21 @@ def test_compiled_it_computes_the_same_for_any_number_of_rows(name: str) -> None
             compiled.off()
         for rows, want in expected.items():
             assert torch.equal(logits(decoder, rows), want), "op by op again"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not describe().interpreted, reason=describe().why or "Triton is not interpreted")
+@pytest.mark.parametrize("scheme", ["none", "int4_weight_only", "fp8"])
+def test_compiled_around_the_kernels_of_a_card(scheme: str) -> None:
+    """As on CUDA: dense matrices are compiled, packed ones are multiplied by the Triton kernels."""
+    decoder = deepcopy(model("qwen3-f32"))
+    with ops.use("triton"):
+        decoder.store(SCHEMES[scheme])
+        rows = (1, 9)
+        expected = [logits(decoder, n) for n in rows]
+        Compiled(decoder)
+        for n, want in zip(rows, expected, strict=True):
+            assert float((logits(decoder, n) - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
 
 
 def test_an_engine_compiles_at_its_start_and_never_again(tiny, caplog) -> None:

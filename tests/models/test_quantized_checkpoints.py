@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from naive import Naive, greedy
+from processes import peak_memory, reset_peak_memory, resident_memory
 from quantized_files import KINDS, Kind, make_quantized
 from safetensors.torch import load_file, save_file
-from tiny_models import Tiny, prompt
+from tiny_models import SHAPE, Tiny, prompt
 
 from tuili import LLM, SamplingParams, ops
 from tuili.base.errors import ConfigError, ModelError
@@ -169,6 +171,37 @@ def test_families_with_biases_tied_heads_and_fused_files(name: str, case: str, m
     assert all(torch.equal(have[key], want[key]) for key in want)
 
 
+@pytest.mark.parametrize("name", ["ct-w4a16-g128", "ct-w8a8-channel", "fp8-block", "gptq-sym", "awq-g128"])
+def test_loading_takes_the_weights_and_little_more(name: str, tmp_path: Path) -> None:
+    """From mapped files straight into the tensors that are computed with: never a second copy."""
+    shape = {**SHAPE, "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 24}
+    config = {**shape, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": KINDS[name].config}))
+    checkpoint, written, tensors = open_checkpoint(tmp_path), {}, {}
+    with torch.device("meta"):
+        meta = Decoder(replace(checkpoint.spec, rounded=None))
+    for full, tensor in to_hf(meta):
+        module, size = full.removesuffix(".weight"), tuple(tensor.shape)
+        if module not in checkpoint.layouts:
+            tensors[full] = torch.full(size, 0.25, dtype=torch.bfloat16)
+            continue
+        if size not in written:
+            written[size], _ = KINDS[name].write(*size, np.random.default_rng(0))
+        tensors |= {f"{module}.{end}": value.clone() for end, value in written[size].items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    del tensors, written
+    with ops.use(backend("cpu")):
+        load(tmp_path, "bfloat16")  # code is loaded, and the allocator has its arenas
+        reset_peak_memory()
+        before = resident_memory()
+        model = load(tmp_path, "bfloat16")
+        taken = peak_memory() - before
+    size = weight_bytes(checkpoint.spec, "bfloat16", FLOATS)
+    assert size <= taken + (8 << 20), "the measurement misses the weights"
+    assert taken <= 1.05 * size + (24 << 20)
+    assert matrices(model)
+
+
 # Through the engine ---------------------------------------------------------------------------------------------------
 
 PROMPTS = [prompt(9), prompt(4, seed=2)]
@@ -235,9 +268,10 @@ def test_a_device_rounds_while_loading_as_the_cpu_does(quantization: str, tiny: 
 def test_int4_on_a_device_is_weight_only_and_says_so(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     scores = []
     with ops.use("triton"), caplog.at_level(logging.INFO, "tuili"):
-        for name in ("int4_weight_only", "int4"):
+        for weight_only in (True, False):
             assert "W4A16" not in caplog.text
-            scores.append(Naive(load(tiny("llama"), scheme=SCHEMES[name])).feed(prompt(2)))
+            model = load(tiny("llama"), scheme=Scheme("int4", 32, weight_only=weight_only))
+            scores.append(Naive(model).feed(prompt(2)))
     assert torch.equal(*scores)
     assert "on a device activations are not rounded (W4A16)" in caplog.text
 

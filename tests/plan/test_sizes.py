@@ -3,7 +3,9 @@ KV pools, and published parameter counts."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +27,11 @@ from tuili.layers.sizes import (
 )
 from tuili.models import family_of
 from tuili.models.checkpoint import open_checkpoint
-from tuili.models.weights import load_model, weight_files
+from tuili.models.files import weight_files
+from tuili.models.weights import load_model
 from tuili.ops.cpu import Arena
+from tuili.plan.memory import widths_of
+from tuili.plan.model import open_spec
 from tuili.quant.scheme import Scheme
 from tuili.quant.size import stored_bytes
 from tuili.quant.weight import Weight
@@ -161,6 +166,24 @@ def test_published_parameter_counts(name: str) -> None:
     count = parameter_count(family_of(config).parse(config))
     assert count == pytest.approx(published, rel=0.01)
     assert count == published  # 1 % is asked for; these are exact
+
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def test_a_quantized_model_from_its_config_alone(tmp_path: Path) -> None:
+    """Qwen3-32B-FP8: a byte per weight of the layers and a float32 per 128 x 128; embedding and head in bfloat16."""
+    config, count = PUBLISHED["Qwen3-32B"]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config | {"quantization_config": FP8}))
+    spec = open_spec(str(path))
+    tables, norms = 2 * 151936 * 5120, 64 * (2 * 5120 + 2 * 128) + 5120
+    inside = count - tables - norms
+    assert weight_bytes(spec, "bfloat16") == 2 * (tables + norms) + inside + inside // 128**2 * 4
+    (width,) = widths_of(spec, None, "bfloat16,int8")
+    assert (width.name, width.scheme) == ("fp8 bfloat16", None)
+    with pytest.raises(ConfigError, match="quantized already"):
+        widths_of(spec, "int8", "bfloat16")
 
 
 def test_llama_3_worked_example() -> None:

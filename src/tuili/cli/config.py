@@ -44,11 +44,13 @@ def show(
 
 def _resolved(settings: Settings) -> Settings:
     from tuili.base.hardware import probe
+    from tuili.engine.device import able
     from tuili.engine.resolve import resolve
     from tuili.models.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(settings.config.model, settings.config.revision)
-    config = resolve(settings.config, checkpoint.spec, probe())
+    config, machine = able(settings.config, probe())
+    config = resolve(config, checkpoint.spec, machine)
     changed = {name for name in settings.sources if getattr(config, name) != getattr(settings.config, name)}
     return Settings(config, {**settings.sources, **dict.fromkeys(changed, RESOLVED)})
 

@@ -19,7 +19,12 @@ app = typer.Typer(help="Compute what fits and how fast it will be, before anythi
 
 ModelArgument = Annotated[str, typer.Argument(help="Directory, config.json, hub id (only that file), or 'embedded'.")]
 WidthOption = Annotated[
-    str, typer.Option("--dtype", help="Weights, one or several: float32, bfloat16, float16, int8, int4.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Weights, one or several: float32, bfloat16, float16, int8, int4.",
+        show_default="some of them; of a quantized checkpoint, as it is",
+    ),
 ]
 KVOption = Annotated[
     str, typer.Option("--kv-cache-dtype", help="auto (the activations'), float32, bfloat16, float16, int8, fp8.")
@@ -32,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on 
 @app.command("memory")
 def memory(
     model: ModelArgument,
-    dtype: WidthOption = "float32,bfloat16,int8,int4",
+    dtype: WidthOption = None,
     kv_cache_dtype: KVOption = "auto",
     context: Annotated[
         int | None, typer.Option(help="Tokens per request.", show_default="the model's longest", min=1)
@@ -47,21 +52,21 @@ def memory(
     one."""
     log.setup(default="ERROR")
     from tuili.base.hardware import probe
-    from tuili.plan.memory import plan_memory, width_of
+    from tuili.plan.memory import plan_memory, widths_of
     from tuili.plan.model import open_spec
 
     spec, here = open_spec(model), probe()
     plans = [
         plan_memory(
             spec,
-            width_of(name.strip(), group, symmetric),
+            width,
             here,
             kv_dtype=kv_cache_dtype,
             context=context,
             concurrency=concurrency,
             block_size=block_size,
         )
-        for name in dtype.split(",")
+        for width in widths_of(spec, dtype, "float32,bfloat16,int8,int4", group, symmetric)
     ]
     if json_output:
         head = {"kind": "computed", "model": model, "family": spec.family}
@@ -110,7 +115,7 @@ def _memory_table(model: str, plans: list[MemoryPlan], windows: bool) -> None:
 @app.command("decode")
 def decode(
     model: ModelArgument,
-    dtype: WidthOption = "bfloat16,int8,int4",
+    dtype: WidthOption = None,
     kv_cache_dtype: KVOption = "auto",
     context: Annotated[int, typer.Option(help="Tokens of each request so far.", min=1)] = 512,
     concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
@@ -128,14 +133,13 @@ def decode(
 ) -> None:
     """Predicted decode tokens per second: bandwidth over the bytes that a step reads, or peak over its products."""
     log.setup(default="ERROR")
-    from tuili.plan.memory import width_of
+    from tuili.plan.memory import widths_of
     from tuili.plan.model import open_spec
     from tuili.plan.roofline import decode_step, peak_kind
 
     spec, found = open_spec(model), []
     measured = limits.load(machine, threads) if bandwidth is None or peak is None else None
-    for name in dtype.split(","):
-        width = width_of(name.strip(), group, symmetric)
+    for width in widths_of(spec, dtype, "bfloat16,int8,int4", group, symmetric):
         for count in numbers(concurrency):
             step = decode_step(spec, width, [context] * count, kv_cache_dtype)
             speed = 1e9 * bandwidth if bandwidth else _measured(measured).bandwidth(step.bytes)

@@ -123,14 +123,15 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
 
 
 def _room(config: Config, memory: Memory, longest: int) -> int:
-    """Blocks that an automatic pool may take. RAM is everybody's: there half of it stays free, if one request fits.
+    """Blocks that an automatic pool may take, one less than fit on a device: it has one for padding. RAM is
+    everybody's: there half of it stays free, if one request fits.
 
     What a card was not yet seen to take may be estimated too high: one request has room if it fits beside the weights.
     """
     fits = memory.for_kv // memory.block
     if config.device == "cpu":
         return min(fits, max(longest, fits // 2))
-    return max(fits, longest) if memory.sure + longest * memory.block <= memory.budget else fits
+    return max(fits - 1, longest) if memory.sure + longest * memory.block <= memory.budget else fits - 1
 
 
 def effective(config: Config) -> dict[str, Any]:

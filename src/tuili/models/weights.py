@@ -8,27 +8,35 @@ weight is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from tuili.base.errors import ConfigError, ModelError, nearest
+from tuili.base.errors import ConfigError, nearest
 from tuili.base.log import get
 from tuili.layers.spec import refuse_rounding_twice
-from tuili.models import Family, families
-from tuili.models.checkpoint import Checkpoint, read_json
+from tuili.models import families
+from tuili.models.checkpoint import Checkpoint
 from tuili.models.fields import DTYPES
-from tuili.models.names import CACHE_SCALES, NOT_PARAMETERS, Names
+from tuili.models.files import (
+    Found,
+    Layouts,
+    Needs,
+    check,
+    layout_of,
+    match,
+    needs_of,
+    open_file,
+    optional_of,
+    weight_files,
+)
+from tuili.models.names import Names
 
 if TYPE_CHECKING:
     import torch
 
     from tuili.layers.decoder import Decoder
-    from tuili.models.quantized.layout import Layout
     from tuili.models.source import Coded, Plain
     from tuili.quant.place import Place
     from tuili.quant.scheme import Scheme
@@ -38,7 +46,6 @@ log = get(__name__)
 
 #: Called with a parameter's name, the bytes loaded so far and the bytes in all (counted in the model's dtype).
 Progress = Callable[[str, int, int], None]
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,10 @@ def load_weights(
 
     expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
-        files = [(path, stack.enter_context(_open(path))) for path in weight_files(checkpoint.path)]
-        needs = _needs(expected, parameters, checkpoint.layouts)
-        found = _match(files, checkpoint.family, needs)
-        _check(needs, _optional(checkpoint.layouts), found, checkpoint)
+        files = [(path, stack.enter_context(open_file(path))) for path in weight_files(checkpoint.path)]
+        needs = needs_of(expected, parameters, checkpoint.layouts)
+        found = match(files, checkpoint.family, needs)
+        check(needs, optional_of(checkpoint.layouts), found, checkpoint)
         members: dict[str, list[str]] = {}
         for name in sorted(expected, key=lambda name: expected[name].start):
             members.setdefault(expected[name].parameter, []).append(name)
@@ -151,7 +158,7 @@ def _room(
     import torch
 
     from tuili.layers.linear import Matrix
-    from tuili.quant.weight import Weight
+    from tuili.quant.weight import Weight, slices
 
     path, kind = name.rsplit(".", 1)
     module = model.get_submodule(path)
@@ -162,7 +169,7 @@ def _room(
         return weight.slices(), weight.fill
     plain = torch.empty(meta.shape, dtype=dtype, device=place.device)
     module.register_parameter(kind, torch.nn.Parameter(plain))
-    return [(0, len(plain))], lambda start, rows: plain.copy_(rows)
+    return slices(len(plain), plain[:1].numel()), lambda start, rows: plain[start : start + len(rows)].copy_(rows)
 
 
 def _exact(scheme: Scheme | None, parts: list[Plain | Coded], name: str) -> Scheme | None:
@@ -189,7 +196,7 @@ def _part(
     """The tensor called ``name`` in the files, or what the files hold in its stead."""
     from tuili.models.source import Coded, Plain
 
-    layout, module = _layout(name, layouts), name.removesuffix(".weight")
+    layout, module = layout_of(name, layouts), name.removesuffix(".weight")
     if layout is None or scheme is None:
         return Plain(_read(found[name]))
     into = parameter.shape[1]
@@ -254,130 +261,3 @@ def _rows(module: Any, part: int | None, rows: int) -> tuple[int, int]:
     if part is None:
         return 0, rows
     return sum(module.parts[:part]), module.parts[part]
-
-
-# Files ---------------------------------------------------------------------------------------------------------------
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: the single one, those of the index, or all there are."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _indexed(index)
-    every = sorted(directory.glob("*.safetensors"))
-    # Mistral ships its weights a second time under its own names.
-    files = [path for path in every if not path.name.startswith("consolidated")] or every
-    if files:
-        return files
-    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
-    if not pickles:
-        raise ModelError(f"{directory} has no *.safetensors; give the directory of a complete Hugging Face checkpoint")
-    raise ModelError(
-        f"{directory} has its weights only as pickles ({', '.join(pickles[:4])}). Loading them can run code, so Tuili "
-        'never does. If you trust them, convert once: `python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{directory}').save_pretrained('{directory}-safetensors')\"`, and copy the tokenizer."
-    )
-
-
-def _indexed(index: Path) -> list[Path]:
-    table = read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise ModelError(f"{index}: weight_map={str(table)[:80]!r} must map tensor names to file names")
-    names = sorted(set(table.values()))
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{index} names files outside its directory: {_list(outside)}")
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise ModelError(f"{index.parent} lacks {len(missing)} of {len(names)} weight files; fetch {_list(missing)}")
-    return [index.parent / name for name in names]
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({error}); download it again") from error
-
-
-# Which tensor is which -----------------------------------------------------------------------------------------------
-
-Found = dict[str, tuple[Any, str]]
-Needs = dict[str, tuple[tuple[int, ...], ...]]
-Layouts = Mapping[str, "Layout"]
-
-
-def _layout(name: str, layouts: Layouts) -> Layout | None:
-    """How the files hold the tensor ``name``, where it is rounded."""
-    return layouts.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-
-
-def _needs(expected: dict[str, Slot], parameters: Mapping[str, torch.Tensor], layouts: Layouts) -> Needs:
-    """What the files must hold, by name, and the shapes that each may have."""
-    needs: Needs = {}
-    for name, slot in expected.items():
-        rest, layout = parameters[slot.parameter].shape[1:], _layout(name, layouts)
-        if layout is None:
-            needs[name] = ((slot.rows, *rest),)
-            continue
-        for end, shapes in layout.tensors(slot.rows, *rest).items():
-            needs[f"{name.removesuffix('.weight')}.{end}"] = shapes
-    return needs
-
-
-def _optional(layouts: Layouts) -> set[str]:
-    return {f"{module}.{end}" for module, layout in layouts.items() for end in layout.optional}
-
-
-def _match(files: list[tuple[Path, Any]], family: type[Family], needs: Needs) -> Found:
-    """Tensors of ``files`` by their name in the family's table; what is known not to be a parameter is left out."""
-    found: Found = {}
-    ignored = 0
-    headless = not any(name.startswith("lm_head.") for name in needs)
-    for path, file in files:
-        for stored in file.keys():  # noqa: SIM118 (no mapping: it has no __iter__)
-            name = _plain(stored, family.prefixes)
-            tied = headless and name.startswith("lm_head.")
-            if tied or stored.endswith(NOT_PARAMETERS + CACHE_SCALES) or stored.startswith(family.ignored):
-                ignored += 1
-                continue
-            if name in found:
-                raise ModelError(f"{path}: tensor {stored!r} is there twice (in another file, or under two names)")
-            found[name] = (file, stored)
-    if ignored:
-        log.info("%d tensors are not part of the model that runs (tied head, vision tower, buffers): left out", ignored)
-    return found
-
-
-def _plain(stored: str, prefixes: Mapping[str, str]) -> str:
-    for prefix, plain in prefixes.items():
-        if stored.startswith(prefix):
-            return plain + stored.removeprefix(prefix)
-    return stored
-
-
-def _check(needs: Needs, optional: set[str], found: Found, checkpoint: Checkpoint) -> None:
-    """ModelError listing every missing, unexpected and misshapen tensor."""
-    shaped = []
-    for name in needs.keys() & found.keys():
-        file, stored = found[name]
-        have = list(file.get_slice(stored).get_shape())
-        if tuple(have) not in needs[name]:
-            shaped.append(f"{stored} (is {have}, config.json says {list(needs[name][0])})")
-    missing = sorted(needs.keys() - found.keys())
-    unexpected = sorted(found[name][1] for name in found.keys() - needs.keys() - optional)
-    parts = [
-        f"{len(names)} {what}: {_list(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", sorted(shaped)))
-        if names
-    ]
-    if parts:
-        rounded = f", quantization_config: {checkpoint.spec.rounded.method}" if checkpoint.spec.rounded else ""
-        raise ModelError(
-            f"the tensors of {checkpoint.path} do not fit config.json ({checkpoint.spec.family}{rounded}). "
-            f"{'; '.join(parts)}. Check that config.json belongs to these weights and that the download is complete."
-        )
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError, nearest
@@ -11,7 +11,7 @@ from tuili.engine.captures import with_captures
 from tuili.engine.memory import kernels_of, memory_of
 from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
-from tuili.layers.spec import ModelSpec
+from tuili.layers.spec import ModelSpec, refuse_rounding_twice
 from tuili.quant.scheme import GROUPS, Scheme
 
 WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
@@ -40,6 +40,16 @@ def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
         kind = f"int4 g{group}" + ("" if symmetric else " zeros")
         return Width(kind, "bfloat16", Scheme("int4", group, symmetric, table="int8"))
     return Width(name, name)
+
+
+def widths_of(spec: ModelSpec, names: str | None, default: str, group: int = 32, symmetric: bool = True) -> list[Width]:
+    """The widths called ``names``, between commas. None: ``default``; of a checkpoint that is quantized already, as it
+    is, in its own dtype. ConfigError where ``names`` would round such a one again."""
+    default = spec.dtype if spec.rounded else default
+    widths = [width_of(name.strip(), group, symmetric) for name in (names or default).split(",")]
+    for width in widths:
+        refuse_rounding_twice(width.scheme.format if width.scheme else "none", spec)
+    return [replace(width, name=f"{spec.rounded.method} {width.name}") for width in widths] if spec.rounded else widths
 
 
 @dataclass(frozen=True)

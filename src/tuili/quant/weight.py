@@ -40,6 +40,12 @@ class Codes:
         return Codes(change(self.values), change(self.scales), None if self.zeros is None else change(self.zeros))
 
 
+def slices(rows: int, width: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """``rows`` of ``width`` elements in pieces [start, end) of about SLICE elements, and a ``multiple`` of rows."""
+    step = max(1, SLICE // max(1, width) // multiple) * multiple
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
 class WeightFormat(Protocol):
     """One packing. It has no state: what it stores are the ``tensors`` of a ``Weight``."""
 
@@ -104,8 +110,7 @@ class Weight:
 
     def slices(self) -> list[tuple[int, int]]:
         """The rows in pieces [start, end) that are stored at once."""
-        step = max(1, SLICE // max(1, self.into) // self.step) * self.step
-        return [(start, min(start + step, self.out)) for start in range(0, self.out, step)]
+        return slices(self.out, self.into, self.step)
 
     def fill(self, start: int, rows: torch.Tensor | Codes) -> None:
         """Store rows from ``start`` on: floats, or what they were rounded to."""

@@ -89,7 +89,7 @@ class Layout(ABC):
         """ModelError for what the optional tensors say that is not supported, and for other dtypes."""
         for name in ("g_idx", "weight_g_idx"):
             if name in files:
-                _refuse_order(f"{module}.{name}", files[name], self.grid.width or into)
+                _refuse_order(f"{module}.{name}", files[name], into, self.grid.width or into)
         if "weight_shape" in files and files["weight_shape"].tolist() != [out, into]:
             raise ModelError(f"{module}.weight_shape is {files['weight_shape'].tolist()}, not {[out, into]}")
 
@@ -107,11 +107,11 @@ class Layout(ABC):
         return lines[:, torch.arange(_cells(into, scheme.group)) * width // (self.grid.width or into)]
 
 
-def _refuse_order(name: str, order: torch.Tensor, width: int) -> None:
+def _refuse_order(name: str, order: torch.Tensor, into: int, width: int) -> None:
     """Inputs in the order of their activations belong to groups that are not contiguous: no kernel takes them."""
     import torch
 
-    if not torch.equal(order.long(), torch.arange(len(order)) // width):
+    if not torch.equal(order.long(), torch.arange(into) // width):
         raise ModelError(
             f"{name}: groups are in the order of the activations (desc_act, actorder=group), which is not supported; "
             "quantize without it, or with actorder=weight"

@@ -86,7 +86,7 @@ def _int8_samples() -> list[Sample]:
 
 
 def _shapes(args: Any) -> list[Sample]:
-    sizes = ((1, 64, 96), (2, 128, 80), (3, 100, 41), (8, 256, 768), (17, 37, 16), (65, 96, 64))
+    sizes = ((1, 64, 96), (2, 128, 80), (3, 100, 41), (8, 256, 768), (17, 37, 16), (40, 200, 48), (65, 96, 64))
     return [
         sample
         for rows, into, out in sizes

@@ -157,7 +157,7 @@ def _owner(tile, query_start, requests, QUERIES: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests"])
 def _attend(
     q,
     caches,
@@ -296,7 +296,8 @@ def _merge(
 
 @dataclass(frozen=True)
 class Tiling:
-    """``rows`` of a tile (queries times heads of a group), ``keys`` per step, ``splits`` of the keys."""
+    """``rows`` of a tile (queries times heads of a group), ``keys`` per step, ``splits`` of the keys: a power of two,
+    since a kernel is compiled for each number of them."""
 
     rows: int
     keys: int
@@ -315,13 +316,13 @@ def tiling(
     phase, count = ("decode", requests) if decode else ("prefill", queries)
     tile = known.find_attention(phase, name, group, dim, count) or tuning.guess_attention(queries, group, dim)
     tiles = (n if decode else n // max(1, tile.rows // group) + requests) * kv_heads
-    splits = min(tile.waves * processors // tiles, -(-capacity // (4 * tile.keys)), MAX_SPLITS)
-    return Tiling(tile.rows, tile.keys, max(1, splits), tile.warps, tile.stages)
+    splits = max(1, min(tile.waves * processors // tiles, -(-capacity // (4 * tile.keys)), MAX_SPLITS))
+    return Tiling(tile.rows, tile.keys, 1 << (splits.bit_length() - 1), tile.warps, tile.stages)
 
 
 def invariant_tiling(n: int, requests: int, group: int, dim: int, capacity: int, kind: torch.dtype) -> Tiling:
     """One tile for all shapes. Decode splits at partitions, prefill goes through them in the same order."""
-    splits = -(-capacity // PARTITION) if n == requests else 1
+    splits = pad(-(-capacity // PARTITION)) if n == requests else 1
     warps = 8 if dim > 128 or kind.itemsize == 1 else 4
     return Tiling(max(32, pad(group)), 64 if dim <= 128 else 32, splits, warps, 2)
 

@@ -58,7 +58,7 @@ def _tile(rows, OUTS: tl.constexpr, ROWS: tl.constexpr):
     return tile // across * OUTS + tl.arange(0, OUTS), tile % across * ROWS + tl.arange(0, ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x,
     factors,
@@ -131,16 +131,19 @@ def _product(
 def _less(code, offset, dtype: tl.constexpr):
     """4-bit codes minus ``offset``, as ``dtype``: exact. Halves are put together from bits: 128 + c, or 1024 + c."""
     if dtype == tl.float32:
-        return code.to(tl.float32) - offset.to(tl.float32)
-    BITS: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
-    left = (code.to(tl.uint16) | BITS).to(dtype, bitcast=True)
-    right = (offset.to(tl.uint16) | BITS).to(dtype, bitcast=True)
-    if INTERPRETED:
-        return (left.to(tl.float32) - right.to(tl.float32)).to(dtype)
-    return left - right
+        less = code.to(tl.float32) - offset.to(tl.float32)
+    else:
+        BITS: tl.constexpr = 0x4300 if dtype == tl.bfloat16 else 0x6400
+        left = (code.to(tl.uint16) | BITS).to(dtype, bitcast=True)
+        right = (offset.to(tl.uint16) | BITS).to(dtype, bitcast=True)
+        if INTERPRETED:
+            less = (left.to(tl.float32) - right.to(tl.float32)).to(dtype)
+        else:
+            less = left - right
+    return less
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _int4_product(
     x,
     tiles,
@@ -199,7 +202,7 @@ def _int4_product(
         _deliver(acc, bias, out, o, r, outputs, rows, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _finish(
     parts,
     scales,

@@ -43,7 +43,7 @@ def warps(elements: int) -> int:
 # Normalization --------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm(
     x,
     residual,

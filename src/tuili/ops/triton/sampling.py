@@ -170,7 +170,7 @@ def _next(logits, vocab, value, id, BLOCK: tl.constexpr):
     return best, tl.min(tl.where(high == best, where, NOWHERE), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _logprobs(logits, tokens, values, ranks, norms, tops, ids, vocab, row_stride, count, BLOCK: tl.constexpr):
     """One row: ``norms`` is what is taken from a logit to make it a log-probability, nan where one is not finite."""
     row = tl.program_id(0).to(tl.int64)

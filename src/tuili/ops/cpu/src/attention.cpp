@@ -48,6 +48,7 @@ template <class Kind> struct Tile {
     int64_t base, from, to;           // the item's rows see keys [from, to) of the tile
     int64_t key_stride, value_stride;  // bytes between words of a key, between words of values
     char* room;
+    bool gathered;
 
     static int64_t room_bytes(int64_t dim) {
         int64_t wide = (dim + 15) / 16 * 16;
@@ -56,7 +57,8 @@ template <class Kind> struct Tile {
 
     void find(const View& v, int64_t at) {
         base = at, from = most(v.begin(0) - base, 0), to = least(v.last(v.rows - 1) + 1 - base, KEY_TILE);
-        if (v.a.block_size % CHUNK || v.a.dim % LANES) return gather(v);
+        gathered = v.a.block_size % CHUNK || v.a.dim % LANES;
+        if (gathered) return gather(v);
         key_stride = v.a.block_size * Kind::WORD, value_stride = v.a.dim * Kind::WORD;
         int64_t first = from / CHUNK, end = (to + CHUNK - 1) / CHUNK;
         for (int64_t c = first; c < end; c++) find_chunk(v, c);
@@ -74,8 +76,15 @@ template <class Kind> struct Tile {
         keys[c] = (const char*)a.k + (block * words<Kind>(a.dim) * size + at % size) * Kind::WORD;
         values[c] = (const char*)a.v + (block * size + at % size) / Kind::PAIR * value_stride;
         if (a.k_scales) key_scales[c] = a.k_scales + block * size + at % size, value_scales[c] = a.v_scales + block * size + at % size;
-        int64_t low = most(from - c * CHUNK, 0), high = least(to - c * CHUNK, CHUNK);
-        if (low > 0 || high < CHUNK) values[c] = seen_values(c, low, high);
+    }
+
+    // To be called before the tile is used, by when its values were asked for.
+    void hide_unseen() {
+        if (gathered) return;
+        for (int64_t c = from / CHUNK; c * CHUNK < to; c++) {
+            int64_t low = most(from - c * CHUNK, 0), high = least(to - c * CHUNK, CHUNK);
+            if (low > 0 || high < CHUNK) values[c] = seen_values(c, low, high);
+        }
     }
 
     // A copy of a chunk's values with zeros for keys outside [low, high): what lies there may be anything.
@@ -356,6 +365,7 @@ template <class Kind, class T> void attention(const AttentionArgs& a, const Atte
             bool more = base + KEY_TILE < end || s + 1 < item.spans;
             if (more) next.find(base + KEY_TILE < end ? head : View(a, item, s + 1), base + KEY_TILE < end ? base + KEY_TILE : begin);
             int64_t part = base / PARTITION - item.part;
+            t.hide_unseen();
             State state(item.state ? item.state + (part * item.spans + s) * floats : alone ? states : states + floats, rows, a.dim);
             if (base == begin || base % PARTITION == 0) state.clear(rows);
             one_tile<Kind>(head, q, q_stride, factors, t, more ? next : t, state);

@@ -116,7 +116,7 @@ inline void product(typename Kind::Sums (&sums)[M][N], const char* x, int64_t x_
         typename Kind::Column c[N];
         EACH(n, N) {
             c[n].get(at[n] + k * stride);
-            if (AHEAD) _mm_prefetch(at[n] + ahead[n] + k * stride, _MM_HINT_T0);
+            if (AHEAD) _mm_prefetch(at[n] + ahead[n] + k * stride, _MM_HINT_T1);
         }
         EACH(m, M)
             EACH(n, N) Kind::add(sums[m][n], x + m * x_stride + k * Kind::X, c[n]);

@@ -1,7 +1,7 @@
 // Products with integer weights. Activations are rounded to int8, one factor per row; sums over inputs are exact int32.
 // 8 bits: one factor per output. 4 bits: one per output and group of inputs, and groups are added in order in float32.
 // Weights are the unsigned operand (8 bits: + 128, 4 bits: the code), activations the signed one; what the offset adds
-// is the row's sum times it, and is taken off.
+// is the row's sum times it, and is taken off: sums begin with it.
 #include "integers.h"
 
 namespace {
@@ -17,8 +17,8 @@ constexpr int64_t STEP = 64;          // bytes of a step of a tile
 constexpr int64_t AHEAD = 32 * STEP;  // weights are asked for so long before a strip needs them
 
 // Few rows wait for memory, which is read fastest tile by tile: they are multiplied in strips, as many rows at once as
-// there are registers, and lie interleaved, [step][row], so that they, too, are one stream. Tiles that are long are read
-// as fast side by side, and more rows wait for products: blocks of rows and columns load least for one.
+// there are registers, and lie interleaved, [step][row], so that they are one stream, too. Tiles of many inputs are read
+// as fast side by side, and many rows wait for products, which blocks of rows and columns load least for.
 bool strips(const QuantizedArgs& a) {
     return a.rows < CUT_ROWS && (a.bits == 4 || a.rows <= 3 || padded(a) * TILE <= 16384);
 }
@@ -46,7 +46,6 @@ struct Place {
             first = blocks.first(b), step = blocks.first(b + 1) - first;
         }
         codes = (int32_t*)a.values + first * words + row - first, sums = a.sums + first * count + row - first;
-        if (step == 1) codes = (int32_t*)a.values + row * words, sums = a.sums + row * count;
     }
 };
 
@@ -90,7 +89,8 @@ template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t ro
         }
         sum_groups(out, wide, wide / count, sums);
         Place to(a, r);
-        if (to.step == 1) memcpy(to.codes, out, wide);
+        if (to.step == 1)
+            memcpy(to.codes, out, wide);
         else
             for (int64_t k = 0; k < wide / 4; k++) to.codes[k * to.step] = ((const int32_t*)out)[k];
         for (int64_t g = 0; g < count; g++) to.sums[g * to.step] = offset(a) * sums[g];
@@ -158,10 +158,11 @@ template <class T, int M, int N, bool STRIP> void nibbles(const QuantizedArgs& a
     EACH(m, M)
         EACH(n, N) out[m][n] = zero();
     for (int64_t g = 0; g < count; g++) {
-        I sum[M][N];  // begin with what the offset adds
+        I zeros[N], sum[M][N];  // sums begin with what the offset adds
+        EACH(n, N) zeros[n] = a.zeros ? widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE) : nothing();
         EACH(m, M) {
             I total = four(totals[STRIP ? g * M + m : m * count + g]);
-            EACH(n, N) sum[m][n] = a.zeros ? times_half(widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE), total) : total;
+            EACH(n, N) sum[m][n] = a.zeros ? times_half(zeros[n], total) : total;
         }
         for (int64_t k = g * a.group / 8; k < (g + 1) * a.group / 8; k++) {
             I lo[N], hi[N];
