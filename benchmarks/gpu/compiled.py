@@ -179,8 +179,9 @@ def _attention(
     *more: Any,
 ) -> Calls:
     """Attention and cache writes over each kind of cache, on both backends."""
+    from tuili.ops import kvcache
     from tuili.ops.samples import paged
-    from tuili.ops.triton import cache, layouts
+    from tuili.ops.triton import layouts
 
     q, _, _, *rest = paged(torch.Generator(), dtype, *BATCHES[batch], heads, kv_heads, dim)
     blocks = int(rest[0].max()) + 1
@@ -189,7 +190,7 @@ def _attention(
     slots, angles = torch.arange(len(q)), torch.zeros(2, len(q), dim // 2)
     for kind in kinds:
         held = {"": dtype, "_int8": torch.int8, "_fp8": layouts.FP8}[kind]
-        caches = [torch.zeros(shape, dtype=held) for shape in cache.cache_shapes(blocks, 16, kv_heads, dim)]
+        caches = [torch.zeros(shape, dtype=held) for shape in kvcache.cache_shapes(blocks, 16, kv_heads, dim)]
         if kind:
             caches += [torch.ones(blocks, kv_heads, 16) for _ in range(2)]
         for backend in BACKENDS:

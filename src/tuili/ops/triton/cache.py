@@ -12,11 +12,8 @@ import triton
 import triton.language as tl
 
 from tuili.ops.attention import LARGEST
-from tuili.ops.kvcache import cache_shapes
 from tuili.ops.triton.language import cast, whole
 from tuili.ops.triton.rowwise import both, dense_last, pad, rotate_row, rotation, turned, warps
-
-__all__ = ["cache_shapes"]
 
 
 @dataclass(frozen=True)
