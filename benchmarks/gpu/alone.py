@@ -12,7 +12,8 @@ from gpu.place import Entry, LeftOut, Place, seconds
 from gpu.shapes import spec_of
 from tuili import ops
 from tuili.layers.sizes import block_parameters
-from tuili.ops.triton import FAST, cache, layouts
+from tuili.ops import kvcache
+from tuili.ops.triton import FAST, layouts
 from tuili.ops.triton.products import kernel_of
 
 #: Dtype of the cache by the ending of the op's name.
@@ -48,7 +49,7 @@ def attention_call(
     """Attention of a batch over a random cache of ``kind``, its blocks in random order."""
     each = -(-max(contexts) // BLOCK)
     blocks = len(contexts) * each
-    shapes = cache.cache_shapes(blocks, BLOCK, kv_heads, dim)
+    shapes = kvcache.cache_shapes(blocks, BLOCK, kv_heads, dim)
     caches = [(torch.randn(shape, device=device) * 30).to(CACHES[kind]) for shape in shapes]
     if kind:
         caches += [torch.rand(blocks, kv_heads, BLOCK, device=device) / 30 for _ in range(2)]

@@ -134,6 +134,7 @@ def row_calls() -> Calls:
         "rms_norm of 1024": call("rms_norm", x[:, :1024], norm[:1024], 1e-5),
         "rms_norm of heads": call("rms_norm", x.view(4, 32, 128), norm[:128], 1e-5),
         "add_rms_norm": call("add_rms_norm", x, x.clone(), norm, 1e-5),
+        "locate": call("locate", *(torch.zeros(size, dtype=torch.long) for size in ((4, 256), 257, (257, 512))), 16),
         **{name: call("gated", torch.zeros(4, 28672, dtype=HALF), name) for name in ("silu", "gelu_tanh", "gelu")},
         "embedding": call("embedding", x, torch.zeros(2, dtype=torch.long)),
         "softcap": call("softcap", x, 30.0),
@@ -178,8 +179,9 @@ def _attention(
     *more: Any,
 ) -> Calls:
     """Attention and cache writes over each kind of cache, on both backends."""
+    from tuili.ops import kvcache
     from tuili.ops.samples import paged
-    from tuili.ops.triton import cache, layouts
+    from tuili.ops.triton import layouts
 
     q, _, _, *rest = paged(torch.Generator(), dtype, *BATCHES[batch], heads, kv_heads, dim)
     blocks = int(rest[0].max()) + 1
@@ -188,7 +190,7 @@ def _attention(
     slots, angles = torch.arange(len(q)), torch.zeros(2, len(q), dim // 2)
     for kind in kinds:
         held = {"": dtype, "_int8": torch.int8, "_fp8": layouts.FP8}[kind]
-        caches = [torch.zeros(shape, dtype=held) for shape in cache.cache_shapes(blocks, 16, kv_heads, dim)]
+        caches = [torch.zeros(shape, dtype=held) for shape in kvcache.cache_shapes(blocks, 16, kv_heads, dim)]
         if kind:
             caches += [torch.ones(blocks, kv_heads, 16) for _ in range(2)]
         for backend in BACKENDS:

@@ -10,6 +10,7 @@ from tuili.ops.attention import (
     write_kv_fp8,
     write_kv_int8,
 )
+from tuili.ops.locate import locate
 from tuili.ops.reference import add, add_rms_norm, embedding, gated, linear, rms_norm, rotate, scale, softcap
 from tuili.ops.sampling import argmax, draw, logprobs
 from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
@@ -28,6 +29,7 @@ __all__ = [
     "gated",
     "implement",
     "linear",
+    "locate",
     "logprobs",
     "op",
     "paged_attention",

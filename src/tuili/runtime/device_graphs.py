@@ -17,7 +17,7 @@ from tuili.base.log import get
 from tuili.core.plan import Chunk
 from tuili.layers.attention import AttentionBackend
 from tuili.layers.decoder import Decoder
-from tuili.runtime.batch import spread
+from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.device import Device
 from tuili.runtime.kvstore import KVStore
 from tuili.runtime.rows import Row, decodes
@@ -115,9 +115,7 @@ class DeviceGraphs:
 
     def _step(self, size: int) -> None:
         head = self.memory[: INPUTS * self.most * 8].view(torch.int64).view(INPUTS, self.most)
-        rows, positions, ids, known = head[:, :size].unbind()
-        ids = torch.where(known != 0, ids, self.last[rows])
-        bounds = self._bounds[: size + 1]
-        batch = spread(rows, positions, bounds, size, 1, self.table, self.kv.block_size, self.attention)
+        ids, slots, contexts, blocks = ops.locate(head[:, :size], self.last, self.table, self.kv.block_size)
+        batch = ForwardBatch(head[1, :size], slots, self._bounds[: size + 1], contexts, blocks, 1, self.attention)
         hidden = self.model.forward(self.model.embed(ids), batch, self.kv)
         self.scores[:size].copy_(self.model.logits(hidden))

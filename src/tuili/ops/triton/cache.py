@@ -12,11 +12,8 @@ import triton
 import triton.language as tl
 
 from tuili.ops.attention import LARGEST
-from tuili.ops.kvcache import cache_shapes
 from tuili.ops.triton.language import cast, whole
 from tuili.ops.triton.rowwise import both, dense_last, pad, rotate_row, rotation, turned, warps
-
-__all__ = ["cache_shapes"]
 
 
 @dataclass(frozen=True)
@@ -278,3 +275,48 @@ def rotate_write_kv(
             num_warps=warps(2 * pad(heads) * sizes["PADDED_HALF"]),
         )
     return out
+
+
+@triton.jit
+def _locate(
+    inputs,
+    last,
+    table,
+    ids,
+    slots,
+    contexts,
+    blocks,
+    input_row,
+    columns,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    source = tl.load(inputs + row)
+    position = tl.load(inputs + input_row + row)
+    id = tl.load(inputs + 2 * input_row + row)
+    known = tl.load(inputs + 3 * input_row + row)
+    tl.store(ids + row, tl.where(known != 0, id, tl.load(last + source)))
+    own = table + source * columns
+    tl.store(slots + row, tl.load(own + position // SIZE) * SIZE + position % SIZE)
+    tl.store(contexts + row, position + 1)
+    for first in range(0, columns, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        copied = tl.load(own + at, mask=at < columns)
+        tl.store(blocks + row.to(tl.int64) * columns + at, copied, mask=at < columns)
+
+
+@both("locate")
+def locate(
+    inputs: torch.Tensor, last: torch.Tensor, table: torch.Tensor, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One program copies a row of the table: 8 bytes per block of the longest context that there may be."""
+    inputs, last, table = dense_last(inputs), last.contiguous(), table.contiguous()
+    n, columns = inputs.shape[1], table.shape[1]
+    ids, slots, contexts = torch.empty(3, n, dtype=torch.long, device=inputs.device)
+    blocks = torch.empty(n, columns, dtype=torch.long, device=inputs.device)
+    if n:
+        block = min(1024, pad(columns, 16))
+        sizes = {"SIZE": block_size, "BLOCK": block, "num_warps": warps(2 * block)}
+        _locate[(n,)](inputs, last, table, ids, slots, contexts, blocks, inputs.stride(0), columns, **sizes)
+    return ids, slots, contexts, blocks
