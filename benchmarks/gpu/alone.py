@@ -1,4 +1,4 @@
-"""Kernels alone: decode attention at long contexts, and products at the shapes of the 8B model; beside their limits."""
+"""Kernels alone, beside their limits: attention, and torch's own beside it; products at the shapes of the 8B model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from gpu.place import Entry, LeftOut, Place, seconds
 from gpu.shapes import spec_of
@@ -24,13 +25,18 @@ Make = Callable[[int, int, str], tuple[str, tuple[Any, ...]]]
 
 
 def attention(place: Place) -> None:
-    """Decode over the KV cache of one layer: bytes of K and V per second."""
+    """Decode over the KV cache of one layer (bytes of K and V per second), and a prompt at once (operations); beside
+    torch's scaled_dot_product_attention, whose K and V lie in one piece."""
     spec = spec_of("Llama-3.1-8B", place.tiny)
     sizes = [(1, 40), (3, 70)] if place.tiny else [(1, 8192), (1, 131072), (8, 32768), (32, 8192), (256, 1024)]
     for requests, context in sizes:
         for kind, dtype in CACHES.items():
             name = f"attention{kind} {requests} x {context}"
             place.attempt(name, lambda r=requests, c=context, k=kind, d=dtype: _attention(spec, r, c, k, d, place))
+        place.attempt(f"sdpa {requests} x {context}", lambda r=requests, c=context: _sdpa(spec, r, c, 1, place))
+    for length in (70,) if place.tiny else (2048, 8192):
+        place.attempt(f"prefill attention {length}", lambda n=length: _prefill(spec, n, place))
+        place.attempt(f"prefill sdpa {length}", lambda n=length: _sdpa(spec, 1, n, n, place))
 
 
 def _attention(spec: Any, requests: int, context: int, kind: str, dtype: torch.dtype, place: Place) -> Entry:
@@ -41,6 +47,34 @@ def _attention(spec: Any, requests: int, context: int, kind: str, dtype: torch.d
     call = attention_call(kind, [1] * requests, [context] * requests, *sizes, place.device)
     moved = 2 * requests * context * heads * (dim * dtype.itemsize + (4 if kind else 0))
     return {"bytes": moved, "seconds_alone": seconds(call, place.device)}
+
+
+def _prefill(spec: Any, length: int, place: Place) -> Entry:
+    sizes = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    call = attention_call("", [length], [length], *sizes, place.device)
+    return {**_prompt(spec, length), "seconds_alone": seconds(call, place.device)}
+
+
+def _prompt(spec: Any, length: int) -> Entry:
+    """Bytes of q, k, v and the result; operations of the two products of causal attention: half of the square."""
+    heads, dim = spec.num_heads, spec.head_dim
+    moved = 2 * 2 * length * (heads + spec.num_kv_heads) * dim
+    return {"bytes": moved, "operations": 2 * heads * dim * length * (length + 1)}
+
+
+def _sdpa(spec: Any, requests: int, context: int, queries: int, place: Place) -> Entry:
+    """torch's attention in bfloat16: ``queries`` 1, or all of the context."""
+    heads, dim, device = spec.num_kv_heads, spec.head_dim, place.device
+    if device == "cuda" and 8 * requests * context * heads * dim > torch.cuda.mem_get_info()[0]:
+        raise LeftOut("the card has no room for it")
+    q = torch.randn(requests, spec.num_heads, queries, dim, device=device).bfloat16()
+    k, v = (torch.randn(requests, heads, context, dim, device=device).bfloat16() for _ in range(2))
+
+    def call() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=queries > 1, enable_gqa=True)
+
+    work = _prompt(spec, context) if queries > 1 else {"bytes": k.nbytes + v.nbytes}
+    return {**work, "seconds_alone": seconds(call, device)}
 
 
 def attention_call(

@@ -132,6 +132,18 @@ def test_preemption_is_forced_and_changes_nothing(depth: int) -> None:
         assert not (stats.preempted and any(chunk.admitted for chunk in plan.chunks)), "no thrashing within a step"
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_reserved_blocks_are_never_fought_for(depth: int) -> None:
+    requests = [request(f"r{i}", range(i, i + 8), 24) for i in range(4)]
+    loop = SimLoop(blocks=10, depth=depth, reserve=True)  # room for one at a time
+    loop.add(*requests)
+    loop.drain()
+    loop.assert_naive(*requests)
+    assert loop.scheduler.preempted == 0
+    assert loop.finished == [one.id for one in requests]
+    assert all(len(plan.chunks) <= 1 for plan in loop.plans)
+
+
 def test_a_preempted_request_goes_before_those_that_came_later() -> None:
     loop = SimLoop(blocks=10, seqs=2)
     loop.add(*[request(f"r{i}", range(9 * i, 9 * i + 8), 20) for i in range(4)])

@@ -131,6 +131,13 @@ class Config:
         maximum=1.0,
     )
     num_gpu_blocks_override: int | None = option(None, "Exact number of KV blocks.", group="cache", minimum=1)
+    kv_cache_allocation: str = option(
+        "dynamic",
+        "When a request gets its KV blocks: dynamic, as it grows; reserved, at its admission all that prompt + "
+        "max_tokens may take: never preempted, fewer at once.",
+        group="cache",
+        choices=("dynamic", "reserved"),
+    )
     enable_prefix_caching: bool = option(True, "Reuse the KV of equal prompt prefixes.", group="cache")
 
     scheduling_policy: str = option(

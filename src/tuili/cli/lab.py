@@ -78,6 +78,43 @@ def compile_table(console: Any, result: dict[str, Any]) -> None:
     console.print(f"{gain}: --compile pays after {paid['requests']:,.0f} of them{tokens}", highlight=False)
 
 
+@app.command("allocation")
+def allocation(
+    preset: Annotated[str, typer.Option(help="Workload: chat, batch or mixed.")] = "mixed",
+    requests: Annotated[int, typer.Option(help="Requests, all there at the start.", min=1)] = 64,
+    max_model_len: Annotated[int, typer.Option(help="Longest prompt + output.", min=48)] = 512,
+    positions: Annotated[int, typer.Option(help="Positions of the KV cache.", min=1)] = 8192,
+    block_size: Annotated[int, typer.Option(help="Positions per block.", min=1)] = 16,
+    slack: Annotated[float, typer.Option(help="Tokens that requests ask for over those they need.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
+    save_result: SaveOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """How much of the KV cache is wasted by slots, by blocks that are reserved, and by blocks given out as requests
+    grow; simulated."""
+    log.setup(default="ERROR")
+    from tuili.bench import workload
+    from tuili.bench.allocation import compare
+
+    work = workload.preset(preset, requests, seed=seed, max_len=max_model_len)
+    deliver(compare(work, positions, max_model_len, block_size, slack), save_result, json_output, allocation_table)
+
+
+def allocation_table(console: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        *("KV cache", "requests at once", "waste", "steps", "preemptions", "tokens computed twice"),
+        box=None,
+        header_style="bold",
+        title="simulated",
+    )
+    for arm in result["arms"]:
+        counts = (f"{arm[name]:,}" for name in ("num_steps", "preemptions", "recomputed_tokens"))
+        table.add_row(arm["arm"], f"{arm['running']:.1f}", f"{arm['waste']:.1%}", *counts)
+    console.print(table)
+
+
 @app.command("monitor", context_settings={"ignore_unknown_options": True})
 def monitor(
     command: Annotated[list[str], typer.Argument(help="What to run, behind --", metavar="-- COMMAND ...")],

@@ -42,7 +42,8 @@ class Scheduler:
     ``max_num_batched_tokens`` is the token budget of a step, ``max_num_seqs`` the number of rows; every running row
     gets at least one token per step, so the budget must be at least the rows (ConfigError). Without chunked prefill a
     prompt is computed whole: one longer than what is left of the budget goes over it, as the only one of its step.
-    ``max_queued`` bounds the waiting queue (OverloadedError from ``add``).
+    ``max_queued`` bounds the waiting queue (OverloadedError from ``add``). ``reserve_kv`` gives a request all the
+    blocks that it may need when it is admitted, so that it is never preempted for them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_num_seqs: int,
         enable_prefix_caching: bool,
+        reserve_kv: bool = False,
         enable_chunked_prefill: bool = True,
         clock: Clock,
         max_queued: int | None = None,
@@ -66,6 +68,7 @@ class Scheduler:
         self.policy = policy
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        self.reserve_kv = reserve_kv
         self.enable_chunked_prefill = enable_chunked_prefill
         self.max_queued = max_queued
         self.cache = KVCacheManager(capacity.num_blocks, capacity.block_size, enable_prefix_caching)
@@ -236,7 +239,7 @@ class Scheduler:
                 count = min(count, step.budget)
             elif count > step.budget and whole_prompts:
                 return
-            if not self.cache.admit(entry.table, found, len(request.tokens)):
+            if not self.cache.admit(entry.table, found, entry.limit if self.reserve_kv else len(request.tokens)):
                 self._blocked = (entry, self.cache.num_free)
                 return
             whole_prompts += 1

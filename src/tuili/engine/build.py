@@ -131,6 +131,7 @@ def start(config: Config, executor: Executor, explain: Callable[[Exception], str
         max_num_batched_tokens=cast(int, config.max_num_batched_tokens),
         max_num_seqs=cast(int, config.max_num_seqs),
         enable_prefix_caching=config.enable_prefix_caching,
+        reserve_kv=config.kv_cache_allocation == "reserved",
         enable_chunked_prefill=config.enable_chunked_prefill,
         clock=clock,
         max_queued=config.max_num_queued_reqs,
