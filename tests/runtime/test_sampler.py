@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.ops.sampling import cut_min_p, cut_top_k, cut_top_p
 from tuili.runtime.penalties import adjust
 from tuili.runtime.random import uniform
 from tuili.runtime.rows import Row, _remembers
-from tuili.runtime.sampler import choose, sample, top_logprobs
+from tuili.runtime.sampler import rank, sample, settings, told
 
 VOCAB = 50
 
@@ -81,7 +82,7 @@ def test_draws_follow_the_distribution(wishes: dict[str, Any]) -> None:
         probs = np.where(probs >= wishes["min_p"] * probs.max(), probs, 0)
     probs = probs / probs.sum()
     params = SamplingParams(seed=7, **wishes)
-    tokens, finite = choose(x.expand(n, -1).contiguous(), [params] * n, list(range(n)))
+    tokens, finite = ops.draw(x.expand(n, -1).contiguous(), *map(torch.from_numpy, settings([params] * n, range(n))))
     assert finite.all()
     counts = np.bincount(tokens.numpy(), minlength=vocab)
     assert (counts[probs == 0] == 0).all()
@@ -188,7 +189,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 
 
 def test_top_logprobs_counts_per_row() -> None:
-    entries = top_logprobs(scores(8, rows=3), [1, 2, 3], [0, 2, 5])
+    entries = told(rank(scores(8, rows=3), torch.tensor([1, 2, 3]), 5), [0, 2, 5])
     assert [len(e.top) for e in entries] == [0, 2, 5]
 
 

@@ -14,7 +14,6 @@ from tuili.base.errors import ConfigError, nearest
 from tuili.bench.load import Record, Run
 from tuili.bench.statistics import ci95, mean, median, percentile, std
 
-METRICS = ("ttft", "tpot", "itl", "e2el")
 #: What a goodput limit can be about.
 LIMITED = ("ttft", "tpot", "e2el")
 PERCENTILES = (90, 95, 99)

@@ -4,7 +4,6 @@ torch)."""
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 from array import array
@@ -210,8 +209,3 @@ def fold_ids(ids: Sequence[int], length: int, block: int, vocab: tuple[int, int]
     for hash_id in ids:
         tokens.extend(random_ids(rng_of(seed, "block", hash_id), min(block, length - len(tokens)), vocab))
     return tuple(tokens)
-
-
-def canonical(workload: Workload) -> str:
-    """The workload as JSON lines, one item per line, to keep beside a result."""
-    return "\n".join(json.dumps([list(i.tokens), i.max_tokens, i.arrival]) for i in workload.items)

@@ -10,8 +10,8 @@ from tuili.engine.captures import capture_sizes, on_device
 from tuili.layers.sizes import pool_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import scheme_of
+from tuili.quant.size import BYTES
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: What a process takes on a card before it computes anything, until it is measured: CUDA's context, kernels' code.
 CONTEXT = 600 << 20
 #: What a captured step takes beside its activations, until it is measured.

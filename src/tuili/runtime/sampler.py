@@ -96,23 +96,8 @@ def tell(chosen: Chosen, rows: Sequence[Row]) -> Sampled:
     return Sampled(tokens, logprobs)
 
 
-def choose(
-    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids [rows] and whether they mean anything [rows]: the best ones, or draws with one uniform per row."""
-    return _choose(logits, [torch.from_numpy(wish) for wish in settings(params, positions)])
-
-
 def _choose(logits: torch.Tensor, wishes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return ops.draw(logits, *wishes) if wishes else ops.argmax(logits)
-
-
-def top_logprobs(
-    logits: torch.Tensor, tokens: torch.Tensor | Sequence[int], counts: Sequence[int]
-) -> list[TopLogprobs]:
-    """Log-softmax of ``logits`` [rows, vocab] at ``tokens``, and its ``counts[i]`` highest entries (-1: all)."""
-    width = max(_width(count, logits) for count in counts)
-    return told(rank(logits, torch.as_tensor(tokens), width), counts)
 
 
 def _width(count: int, logits: torch.Tensor) -> int:
@@ -121,7 +106,7 @@ def _width(count: int, logits: torch.Tensor) -> int:
 
 
 def rank(logits: torch.Tensor, tokens: torch.Tensor, width: int) -> Top:
-    """``top_logprobs`` as tensors, with ``width`` of the highest for every row (-1: all)."""
+    """Log-softmax of ``logits`` [rows, vocab] at ``tokens`` [rows], and its ``width`` highest entries (-1: all)."""
     return tokens, *ops.logprobs(logits, tokens, _width(width, logits))
 
 

@@ -1,6 +1,6 @@
 """How files hold a rounded matrix [out, in], and how its codes come out of them: one class per arrangement.
 
-``tests/models/quantized_files.py`` packs each from the published description, independently. Torch is imported where
+``tests/quantized_files.py`` packs each from the published description, independently. Torch is imported where
 weights are read.
 """
 

@@ -354,39 +354,30 @@ def _over_codes(invariant: bool) -> Any:
     return paged_attention_codes
 
 
-for _kind in ("int8", "fp8"):
-    implement(f"paged_attention_{_kind}", FAST)(_over_codes(False))
-    implement(f"paged_attention_{_kind}", INVARIANT)(_over_codes(True))
+def _over_floats(invariant: bool) -> Any:
+    """The op on caches of floats."""
+
+    def paged_attention(
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        block_table: torch.Tensor,
+        query_start: torch.Tensor,
+        context_len: torch.Tensor,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        batch = block_table, query_start, context_len
+        return attend(q, (k_cache, v_cache), None, batch, scale, window, softcap, invariant)
+
+    return paged_attention
 
 
-@implement("paged_attention", FAST)
-def paged_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    query_start: torch.Tensor,
-    context_len: torch.Tensor,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    return attend(q, (k_cache, v_cache), None, (block_table, query_start, context_len), scale, window, softcap, False)
-
-
-@implement("paged_attention", INVARIANT)
-def invariant_paged_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    query_start: torch.Tensor,
-    context_len: torch.Tensor,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    return attend(q, (k_cache, v_cache), None, (block_table, query_start, context_len), scale, window, softcap, True)
+for _backend, _invariant in ((FAST, False), (INVARIANT, True)):
+    implement("paged_attention", _backend)(_over_floats(_invariant))
+    for _kind in ("int8", "fp8"):
+        implement(f"paged_attention_{_kind}", _backend)(_over_codes(_invariant))
 
 
 def attend(

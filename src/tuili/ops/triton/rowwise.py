@@ -17,7 +17,6 @@ from tuili.ops.triton.language import LOG2_E, cast, tanh
 #: Elements that a program of four warps holds in registers without trouble.
 PROGRAM = 4096
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def both(name: str):  # type: ignore[no-untyped-def]
