@@ -35,7 +35,9 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "int4 g64": {"quantization": "int4", "quantization_group_size": 64},
     "int4 g128": {"quantization": "int4", "quantization_group_size": 128},
     "int4 weight-only": {"quantization": "int4_weight_only", "quantization_group_size": 32},
+    "fp8": {"quantization": "fp8"},
     "bfloat16 + int8 KV": {"dtype": "bfloat16", "kv_cache_dtype": "int8"},
+    "bfloat16 + fp8 KV": {"dtype": "bfloat16", "kv_cache_dtype": "fp8"},
     "int8 + int8 KV": {"quantization": "int8", "kv_cache_dtype": "int8"},
     "int4 g32 + int8 KV": {"quantization": "int4", "quantization_group_size": 32, "kv_cache_dtype": "int8"},
 }

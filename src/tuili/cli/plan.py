@@ -22,7 +22,7 @@ WidthOption = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="Weights, one or several: float32, bfloat16, float16, int8, int4.",
+        help="Weights, one or several: float32, bfloat16, float16, int8, fp8, int4.",
         show_default="some of them; of a quantized checkpoint, as it is",
     ),
 ]

@@ -12,9 +12,9 @@ from tuili.engine.memory import kernels_of, memory_of
 from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec, refuse_rounding_twice
-from tuili.quant.scheme import GROUPS, Scheme
+from tuili.quant.scheme import GROUPS, SCHEMES, Scheme
 
-WIDTHS = ("float32", "bfloat16", "float16", "int8", "int4")
+WIDTHS = ("float32", "bfloat16", "float16", "int8", "fp8", "int4")
 KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "fp8")
 
 
@@ -29,16 +29,16 @@ class Width:
 
 
 def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
-    """The width called ``name``; ``group`` and ``symmetric`` are int4's. Integers go with bfloat16 activations."""
+    """The width called ``name``; ``group``, ``symmetric`` are int4's. What is rounded has bfloat16 activations."""
     if name not in WIDTHS:
         raise ConfigError(f"unknown width {name!r}.{nearest(name, WIDTHS)}")
-    if name == "int8":
-        return Width(name, "bfloat16", Scheme("int8"))
+    if name in ("int8", "fp8"):
+        return Width(name, "bfloat16", SCHEMES[name])
     if name == "int4":
         if group not in GROUPS:
             raise ConfigError(f"int4 with group={group}: the group must be one of {GROUPS}")
         kind = f"int4 g{group}" + ("" if symmetric else " zeros")
-        return Width(kind, "bfloat16", Scheme("int4", group, symmetric, table="int8"))
+        return Width(kind, "bfloat16", replace(SCHEMES["int4"], group=group, symmetric=symmetric))
     return Width(name, name)
 
 
