@@ -54,10 +54,10 @@ def run(
             engine.close()
 
 
-def serve(engine: TextEngine, sock: socket.socket) -> None:
+def serve(engine: TextEngine, sock: socket.socket, http: str = "auto") -> None:
     """Serve ``engine`` on a bound socket. Raises EngineDead when it dies, ConfigError when the port was lost."""
     app = create_app(engine, engine.config)
-    server = Server(app.state.service, uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    server = Server(app.state.service, uvicorn.Config(app, http=http, lifespan="off", log_config=None, access_log=False))
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.handlers[:] = logging.getLogger("tuili").handlers
     uvicorn_log.setLevel(logging.WARNING)
