@@ -76,9 +76,7 @@ def serve(http: str, delay: float, profile: str | None) -> None:
 def serving(http: str, delay: float, profile: str | None = None) -> Iterator[tuple[int, int, str]]:
     """Process id, the engine's thread id, URL."""
     command = [sys.executable, __file__, "--serve", str(delay), "--http", http]
-    process = subprocess.Popen(
-        command + (["--profile", profile] if profile else []), stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command + (["--profile", profile] if profile else []), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         engine, url = 0, ""
@@ -202,7 +200,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", help="write a cProfile of one round to this file instead")
-    parser.add_argument("--delay", type=float, default=0.0, help="with --profile: seconds per step; 0 profiles requests")
+    parser.add_argument(
+        "--delay", type=float, default=0.0, help="with --profile: seconds per step; 0 profiles requests"
+    )
     parser.add_argument("--out", type=Path, default=results_folder(RESULTS))
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
