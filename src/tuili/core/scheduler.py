@@ -236,7 +236,7 @@ class Scheduler:
                 self._fail(entry, error)
 
     def _admit_next(self, step: _Step, entry: Entry, alone: bool) -> bool:
-        """Start the first of the queue; False where the step has no room for it. ``alone``: nobody else was admitted."""
+        """Start the first of the queue; False where the step has no room. ``alone``: it admitted nobody else so far."""
         request = entry.request
         reads = request.params.prompt_logprobs is None  # their hidden states are needed, not only their KV
         found = self.cache.lookup(entry.table, request.tokens) if reads else []
