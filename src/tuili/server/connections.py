@@ -33,7 +33,6 @@ class Limits:
     connections: int
     head_bytes: int
     headers: int
-    body_bytes: int
     head_seconds: float
     body_seconds: float
     write_seconds: float
@@ -45,7 +44,6 @@ def protocol(name: str, config: Config, connections: int) -> type[asyncio.BasePr
         connections,
         config.h11_max_incomplete_event_size,
         config.h11_max_header_count,
-        config.max_body_bytes,
         config.timeout_header,
         config.timeout_body,
         config.timeout_write,
@@ -79,7 +77,7 @@ class Guard(asyncio.BufferedProtocol):
         self.corked = Corked(cast(asyncio.Transport, transport), self.loop)
         super().connection_made(cast(asyncio.Transport, self.corked))
         self._buffer = bytearray(READ_BYTES)
-        self._size = 0  # bytes of a head that is not complete, or of a body that nobody reads
+        self._size = 0  # bytes of a head that is not complete
         self._heard = self.loop.time()
         self._read_by = self._heard + self.limits.head_seconds
         self._write_by = math.inf
@@ -104,18 +102,21 @@ class Guard(asyncio.BufferedProtocol):
         if self.cycle is not before:
             self._size = 0
             self._read_by = self._heard + self.limits.body_seconds
-        if not self.idle and not self.cycle.response_complete:
+        if not self.idle:
             if not self.cycle.more_body:
                 self._read_by = math.inf
             return
-        if self.idle and self._size == 0:
+        if self._size == 0:
             self._read_by = self._heard + self.limits.head_seconds
         self._size += len(data)
-        if self.idle and self._size > self.limits.head_bytes:
+        if self._size > self.limits.head_bytes:
             limit = f"{self.limits.head_bytes} bytes (--h11-max-incomplete-event-size)"
             self.refuse(431, f"the head of the request is larger than {limit}")
-        elif self._size > self.limits.head_bytes + self.limits.body_bytes:
-            self.corked.abort()
+
+    def on_message_complete(self) -> None:
+        """httptools' callback; uvicorn's own does not look at the end of a body that was answered before it."""
+        super().on_message_complete()  # type: ignore[misc]
+        self.cycle.more_body = False
 
     @property
     def idle(self) -> bool:

@@ -103,10 +103,10 @@ def unknown(model: BaseModel, limit: int) -> tuple[list[str], list[str]]:
     """Paths of fields that the API does not know, at most ``limit`` of each kind: those that are ignored, and those of
     messages, which the chat template may see. null asks for nothing."""
     ignored = [key for key, value in (model.model_extra or {}).items() if value is not None]
-    options = getattr(model, "stream_options", None)
-    ignored += [f"stream_options.{key}" for key in (options and options.model_extra) or ()]
+    if isinstance(model, Control) and model.stream_options is not None:
+        ignored += _extras(model.stream_options, "stream_options")
     passed_on: list[str] = []
-    for place, message in enumerate(getattr(model, "messages", None) or ()):
+    for place, message in enumerate(model.messages or () if isinstance(model, (ChatRequest, TokenizeRequest)) else ()):
         passed_on += _extras(message, f"messages.{place}")
         if not isinstance(message.content, str):
             for number, part in enumerate(message.content or ()):
