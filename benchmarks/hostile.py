@@ -160,6 +160,11 @@ def bodies(seed: int, count: int, largest: int) -> Iterator[tuple[str, str, byte
         yield name, rng.choice(PATHS), KINDS[name](rng, size)
 
 
+def connect(url: str) -> http.client.HTTPConnection:
+    address = urlsplit(url)
+    return http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+
+
 def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
     """Status and body; the connection must outlive any body."""
     connection.request("POST", path, body, {"Content-Type": "application/json"})
@@ -181,8 +186,7 @@ def wrong(status: int, answer: bytes) -> bool:
 
 def probe(url: str) -> None:
     """Ask for /health until standard input ends; then print all waits (seconds) as JSON."""
-    address, waits, stopped = urlsplit(url), [], False
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection, waits, stopped = connect(url), [], False
 
     def wait_for_end() -> None:
         nonlocal stopped
@@ -228,9 +232,9 @@ def summary(waits: list[float]) -> dict[str, float]:
 
 
 def attack(url: str, options: argparse.Namespace) -> dict[str, Any]:
-    address, statuses, broken = urlsplit(url), Counter[int](), []
+    statuses, broken = Counter[int](), []
     slowest: dict[str, tuple[float, int]] = {}  # by kind: seconds and bytes
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = connect(url)
     with probing(url) as idle:
         time.sleep(3)
     began, sent, size = time.monotonic(), 0, 0

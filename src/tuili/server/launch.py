@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import logging
 import resource
@@ -60,6 +61,8 @@ def run(
 def serve(engine: TextEngine, sock: socket.socket, http: str = "auto") -> None:
     """Serve ``engine`` on a bound socket. Raises EngineDead when it dies, ConfigError when the port was lost."""
     server = Server(create_app(engine, engine.config), http)
+    gc.collect()
+    gc.freeze()  # modules and weights stay: without them a full collection takes a millisecond instead of a hundred
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.handlers[:] = logging.getLogger("tuili").handlers
     uvicorn_log.setLevel(logging.WARNING)

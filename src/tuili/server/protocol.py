@@ -23,20 +23,21 @@ def _whole(value: Any) -> Any:
 
 
 def _ids(value: Any, check: Callable[[Any], Any]) -> Any:
-    """Token ids: a whole list is looked at in C, since prompts of a million ids are possible."""
+    """Token ids, looked at in C: prompts of hundreds of thousands are possible."""
     if not isinstance(value, list):
         return check(value)
-    kinds = set(map(type, value))
-    if kinds <= {int, float}:
-        whole = [_whole(item) for item in value] if float in kinds else value
-        if not whole or (set(map(type, whole)) == {int} and min(whole) >= 0 and max(whole) < ID_LIMIT):
-            return whole
-    place = next(at for at, item in enumerate(value) if not _is_id(_whole(item)))
-    raise PydanticCustomError("item", "Token ids are integers from 0 to 2147483647", {"item": [place]})
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < ID_LIMIT
+    found: list[int] = []
+    for start in range(0, len(value), _PART):
+        part = value[start : start + _PART]
+        kinds = set(map(type, part))
+        if kinds == {int, float} or kinds == {float}:  # JSON knows one kind of number
+            whole = list(map(int, part))
+            part, kinds = (whole, {int}) if whole == part else (part, kinds)
+        if kinds != {int} or min(part) < 0 or max(part) >= ID_LIMIT:
+            place = start + next(at for at, id in enumerate(part) if type(id) is not int or not 0 <= id < ID_LIMIT)
+            raise PydanticCustomError("item", "Token ids are integers from 0 to 2147483647", {"item": [place]})
+        found += part
+    return found
 
 
 def _biases(value: Any, check: Callable[[Any], Any]) -> Any:
@@ -79,6 +80,7 @@ def _later(*neutral: Any) -> Any:
 
 T = TypeVar("T")
 ID_LIMIT = 2**31
+_PART = 4096
 #: Messages of a chat, and parts of a message.
 MAX_MESSAGES = 8192
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]

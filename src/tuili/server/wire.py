@@ -22,9 +22,9 @@ from tuili.base.errors import RequestError
 T = TypeVar("T")
 #: Nesting that a request body may have: tool schemas are deep, attacks are deeper.
 MAX_DEPTH = 100
-#: Values that a body may have; numbers that stand together in a list weigh a sixteenth.
+#: Values that a body may have; numbers that stand together in a list weigh an eighth.
 MAX_VALUES = 1 << 16
-_WEIGHT = 16
+_WEIGHT = 8
 #: Bodies up to this size (bytes) are parsed at once: the worst of them takes some milliseconds.
 INLINE_BYTES = 32 << 10
 #: What a slice of a larger body may take.
