@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,12 +37,7 @@ from tuili.runtime.kvstore import KVStore
 pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
 ROWS, BLOCKS = 12, 40
 LLAMA = "llama-f32+cpu"
-
-
-@pytest.fixture(autouse=True)
-def _kernels() -> Iterator[None]:
-    with ops.use("cpu"):
-        yield
+CPU = ops.kernels_of("cpu") if cpu.describe().built else ops.REFERENCE
 
 
 class Wrapped:
@@ -51,7 +45,7 @@ class Wrapped:
 
     def __init__(self, inner: Decoder, change: Any):
         self.inner, self.change = inner, change
-        self.forward = inner.forward
+        self.forward, self.kernels = inner.forward, inner.kernels
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         self.ids = ids
@@ -72,7 +66,9 @@ def pool(inner: Decoder, dtype: str | None = None) -> KVStore:
 
 def steps(inner: Any, kv: KVStore) -> NativeSteps:
     table = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long)
-    return NativeSteps(Parts(inner, kv, Host(), PagedAttention(), table, torch.zeros(ROWS, dtype=torch.long)))
+    return NativeSteps(
+        Parts(inner, kv, Host(), PagedAttention(inner.kernels), table, torch.zeros(ROWS, dtype=torch.long))
+    )
 
 
 def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
@@ -99,7 +95,7 @@ def captured(taken: NativeSteps, inputs: tuple[list[int], list[int], np.ndarray,
 def eager(inner: Any, kv: KVStore, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor:
     """The same step as the runner makes it when it is not captured."""
     ids, positions, table, rows = inputs
-    batch = batch_of(positions, [1] * len(ids), table[rows])
+    batch = batch_of(positions, [1] * len(ids), table[rows], inner.kernels)
     return inner.logits(inner.forward(inner.embed(torch.tensor(ids)), batch, kv))
 
 
@@ -161,13 +157,13 @@ def test_a_torch_op_among_the_calls_is_not_missed(change: Any, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         assert captured(taken, step(rng, 2)) is None
     assert "torch computes aten." in taken.why
-    assert not taken.active
+    assert not taken.shapes
     assert [taken.why in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_value_that_the_recording_froze_is_noticed() -> None:
     """The model looks at its input outside of torch and acts on it: a replay would repeat the first step's decision."""
-    inner = Wrapped(model(LLAMA), lambda x, ids: ops.scale(x, 1.0 + int(ids.numpy()[0])))
+    inner = Wrapped(model(LLAMA), lambda x, ids: CPU.scale(x, 1.0 + int(ids.numpy()[0])))
     taken, rng = steps(inner, pool(inner.inner)), np.random.default_rng(5)
     assert captured(taken, step(rng, 2)) is not None
     assert captured(taken, step(rng, 2)) is None
@@ -181,7 +177,7 @@ def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
         if "seen" not in kept:
             kept["seen"] = torch.empty(x.shape)
             kept["seen"].numpy()[:] = 1.0
-        return ops.add(x, kept["seen"])
+        return CPU.add(x, kept["seen"])
 
     inner = Wrapped(model(LLAMA), once)
     taken = steps(inner, pool(inner.inner))
@@ -190,12 +186,8 @@ def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
 
 
 def test_references_are_not_captured() -> None:
-    inner = model(LLAMA)
-    taken = steps(inner, pool(inner))
-    assert taken.active
-    with ops.use("reference"):
-        assert not taken.active
-    assert taken.active
+    _, executor = engine("llama-f32", budget=64, blocks=100)
+    assert executor.runner.captured is None
 
 
 def test_views_are_allowed_and_memory_comes_back() -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
+from tuili.ops.kernels import REFERENCE, Kernels
 from tuili.ops.reference import linear
 from tuili.ops.table import Sample, op
 
@@ -53,10 +54,10 @@ def tile_rows(tiles: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 class Arena:
     """Memory for weights, in large mappings on huge pages, 64-byte aligned; freed with the last tensor made in it."""
 
-    #: Who reads them.
-    kernels, device = "cpu", torch.device("cpu")
+    packing, device = "cpu", torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels = REFERENCE) -> None:
+        self.kernels = kernels
         self._map: mmap.mmap | None = None
         self._used = 0
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tuili import ops
 from tuili.base.log import get
 from tuili.ops import cpu
 from tuili.ops.cpu import library as lib
@@ -86,16 +85,11 @@ class NativeSteps:
         self._recordings: dict[Shape, Recording] = {}
 
     @property
-    def active(self) -> bool:
-        """Whether steps are captured: only the C++ kernels are, and only as long as they are what computes."""
-        return not self.why and ops.active_backend() == "cpu"
-
-    @property
     def shapes(self) -> list[Shape]:
         return sorted(self._recordings)
 
     def fit(self, step: StepInputs) -> bool:
-        return step.shape is not None and self.active
+        return step.shape is not None and not self.why
 
     def load(self, step: StepInputs) -> Sequence[np.ndarray]:
         """Write the inputs, which are the device's own. The team's threads may wake up meanwhile."""
