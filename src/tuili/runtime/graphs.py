@@ -24,7 +24,6 @@ from tuili.base.log import get
 from tuili.layers.attention import AttentionBackend
 from tuili.layers.decoder import Decoder
 from tuili.ops import cpu
-from tuili.ops.cpu import library as lib
 from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.kvstore import KVStore
 from tuili.runtime.recording import Guard, Unrecordable, Workspace
@@ -48,9 +47,8 @@ class Inputs:
 
     def locate(self, n: int) -> None:
         """Slots, context lengths and block table of the first ``n`` rows."""
-        parts = (self.positions, self.rows, self.blocks, self.slots, self.context, self.table)
-        pointers = (part.ctypes.data for part in parts)
-        lib.call("locate", lib.LocateArgs(*pointers, n, self.blocks.shape[1], self.block_size))
+        parts = (self.positions[:n], self.rows[:n], self.blocks, self.slots[:n], self.context[:n], self.table[:n])
+        cpu.kernels.locate(*map(torch.from_numpy, parts), self.block_size)
 
     def batch(self, n: int) -> ForwardBatch:
         """The batch of the first ``n`` rows: views, so that one batch serves all steps of ``n`` rows."""

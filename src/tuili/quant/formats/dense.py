@@ -34,4 +34,4 @@ class Dense:
         return packed_linear(x, weight.tensors["tiles"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return packed_embedding(weight.tensors["tiles"], weight.into, ids)
+        return packed_embedding(weight.tensors["tiles"], weight.out, weight.into, ids)
