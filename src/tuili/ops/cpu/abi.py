@@ -50,8 +50,8 @@ const Fault* fault(const char* kernel, const char* argument, int64_t at, double 
 template <class T>
 inline const Fault* outside(const char* kernel, const char* argument, const T* values, int64_t n, T low, T high) {
     for (int64_t i = 0; i < n; i++) {
-        T value = values[i];
-        if (!(value >= low && value <= high)) return fault(kernel, argument, i, (double)value, (double)low, (double)high);
+        T x = values[i];
+        if (!(x >= low && x <= high)) return fault(kernel, argument, i, (double)x, (double)low, (double)high);
     }
     return nullptr;
 }

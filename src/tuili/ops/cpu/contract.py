@@ -71,7 +71,7 @@ Argument = Tensor | Absent | Size | Real | Dtype
 
 @dataclass(frozen=True)
 class Kernel:
-    """Op ``name`` is ``tuili_{function}``, which takes a ``struct``; ``holds``: what else has to be true of its sizes."""
+    """Op ``name`` is ``tuili_{function}`` of a ``struct``; ``holds``: what else has to be true of its sizes."""
 
     name: str
     function: str
