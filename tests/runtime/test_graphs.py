@@ -24,6 +24,7 @@ from equality import (
 )
 
 from tuili import ops
+from tuili.base.errors import KernelError
 from tuili.layers.decoder import Decoder
 from tuili.layers.kvspec import kv_specs
 from tuili.ops import cpu
@@ -112,6 +113,27 @@ def test_replays_give_the_bits_of_eager_runs(name: str, kv: str | None) -> None:
         assert torch.equal(have, want)
         assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
     assert taken.shapes == [(1, 1), (2, 1), (3, 1), (12, 1)]
+
+
+def test_a_replay_refuses_blocks_rows_and_ids_that_are_not_there() -> None:
+    inner = model(LLAMA)
+    taken, rng = steps(inner, pool(inner)), np.random.default_rng(7)
+    for _ in range(3):
+        captured(taken, step(rng, 2))
+    good = step(rng, 2)
+    want = captured(taken, good)
+    for part, value, named in ((0, VOCAB, "ids"), (1, LONGEST, "positions"), (2, BLOCKS, "slots"), (3, ROWS, "rows")):
+        bad = (list(good[0]), list(good[1]), good[2].copy(), list(good[3]))
+        if part == 2:
+            bad[2][bad[3][0]] = value
+        else:
+            bad[part][0] = value  # type: ignore[call-overload]
+        with pytest.raises(KernelError, match=f"element 0 of {named} is "):
+            captured(taken, bad)
+    have = captured(taken, good)
+    assert have is not None
+    assert want is not None
+    assert torch.equal(have, want)
 
 
 def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:

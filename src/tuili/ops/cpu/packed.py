@@ -109,12 +109,12 @@ def packed_linear(x: torch.Tensor, tiles: torch.Tensor, outputs: int, bias: torc
 def _embedding_samples() -> list[Sample]:
     def args(g: torch.Generator, d: torch.dtype) -> tuple[Any, ...]:
         weight = samples.randn(g, 100, 37, dtype=d)
-        return pack(weight), 37, torch.randint(0, 100, (13,), generator=g)
+        return pack(weight), 100, 37, torch.randint(0, 100, (13,), generator=g)
 
     return samples.each_dtype("ids", args)
 
 
 @op(_embedding_samples)
-def packed_embedding(tiles: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
-    """``embedding`` from a packed weight: rows ``ids`` [n] of the matrix, [n, inputs]."""
+def packed_embedding(tiles: torch.Tensor, outputs: int, inputs: int, ids: torch.Tensor) -> torch.Tensor:
+    """``embedding`` from a packed weight: rows ``ids`` [n], below ``outputs``, of the matrix: [n, inputs]."""
     return tile_rows(tiles, ids)[:, :inputs].contiguous()

@@ -33,4 +33,4 @@ class Dense:
         return weight.kernels.packed_linear(x, weight.tensors["tiles"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return weight.kernels.packed_embedding(weight.tensors["tiles"], weight.into, ids)
+        return weight.kernels.packed_embedding(weight.tensors["tiles"], weight.out, weight.into, ids)

@@ -58,10 +58,8 @@ class Int4:
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors
-        group = weight.scheme.group
-        return weight.kernels.int4_embedding(
-            ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, group, weight.dtype
-        )
+        sizes = weight.out, weight.into, weight.scheme.group
+        return weight.kernels.int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), *sizes, weight.dtype)
 
 
 def check_group(scheme: Scheme) -> None:

@@ -22,7 +22,6 @@ import torch
 
 from tuili.base.log import get
 from tuili.ops import cpu
-from tuili.ops.cpu import library as lib
 from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.captured import Parts
 from tuili.runtime.captured.recording import Guard, Unrecordable, Workspace
@@ -47,9 +46,9 @@ class Inputs:
 
     def locate(self, n: int) -> None:
         """Slots, context lengths and block table of the first ``n`` rows."""
-        arrays = (self.positions, self.rows, self.blocks, self.slots, self.context, self.table)
-        pointers = (array.ctypes.data for array in arrays)
-        lib.call("locate", lib.LocateArgs(*pointers, n, self.blocks.shape[1], self.parts.kv.block_size))
+        made = (self.slots[:n], self.context[:n], self.table[:n])
+        tensors = map(torch.from_numpy, (self.positions[:n], self.rows[:n], self.blocks, *made))
+        cpu.kernels.locate(*tensors, self.parts.kv.block_size)
 
     def batch(self, n: int) -> ForwardBatch:
         """The batch of the first ``n`` rows: views, so that one batch serves all steps of ``n`` rows."""
