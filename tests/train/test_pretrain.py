@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tuili.base.errors import ConfigError
+from tuili.base.hardware import Hardware
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
@@ -27,7 +28,7 @@ from tuili.train.loop import StepReport
 from tuili.train.recipe import Recipe, ReportRecipe
 from tuili.train.report import Reporter
 from tuili.train.results import measure
-from tuili.train.run import Diverged, Run, open_run, prepared
+from tuili.train.run import Diverged, Run, dtype_of, open_run, prepared
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,8 @@ def test_it_learns(finished: Run) -> None:
     assert steps[-1]["held_out_loss"] < steps[0]["loss"] - 1
     results = json.loads((finished.out / "model" / "results.json").read_text())
     assert results["loss_per_token"] == steps[-1]["held_out_loss"]
+    assert results["raw"]["loss_per_token"] == steps[-1]["held_out_raw_loss"]
+    assert results["raw"]["held_out_tokens"] != results["held_out_tokens"]
     assert results["tokens"] == steps[-2]["tokens"]
 
 
@@ -145,11 +148,22 @@ def test_the_card_says_what_the_results_say(finished: Run) -> None:
     for number in (
         f"{results['loss_per_token']:.4f}",
         f"{results['bits_per_byte']:.4f}",
+        f"{results['raw']['bits_per_byte']:.4f}",
         f"{results['tokens']:,}",
         f"{results['parameters']:,}",
     ):
         assert number in written
     assert "/" not in results["recipe"]["data"]["path"]
+
+
+def test_the_dtype_is_the_machines_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for isa, want in (({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)):
+        here = Hardware("x", 1, frozenset(isa), 1, 1)
+        monkeypatch.setattr("tuili.train.run.probe", lambda here=here: here)
+        assert dtype_of("auto", cpu) == want
+        assert dtype_of("auto", torch.device("cuda")) == dtype_of("bfloat16", cpu) == torch.bfloat16
+        assert dtype_of("float32", torch.device("cuda")) == torch.float32
 
 
 def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -197,7 +211,7 @@ def test_topics_are_counted_by_the_word_between_stars(finished: Run, monkeypatch
         asked.append(prompt)
         return next(answers)
 
-    report = ReportRecipe(sample_prompts=(), topics=("a *fox* at sea", "an *owl*"), topic_draws=3)
+    report = ReportRecipe(sample_prompts=(), openings=(), topics=("a *fox* at sea", "an *owl*"), topic_draws=3)
     monkeypatch.setattr(finished, "recipe", replace(finished.recipe, report=report))
     monkeypatch.setattr("tuili.train.results.answer", scripted)
     results = measure(finished)
@@ -211,6 +225,6 @@ def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finishe
     stories = Stories(finished.stories.documents, *made)
     for index in range(20):
         own = stories.tokenizer.decode(stories.answers[index].tolist())
-        held_out, trained = (stories.tokenizer.decode(stories.row(index, epoch)[0]) for epoch in (-1, 0))
+        held_out, trained = (stories.tokenizer.decode(stories.chat(index, epoch)[0]) for epoch in (-1, 0))
         assert own[:60] in held_out
         assert own[:120] not in trained

@@ -41,6 +41,12 @@ def pick(scores: torch.Tensor, temperature: float, top_p: float, generator: torc
     return int(order[torch.multinomial(chances, 1, generator=generator)])
 
 
+def continuation(model: Decoder, tokenizer: Tokenizer, opening: str, limit: int, generator: torch.Generator) -> str:
+    """``opening`` and what the model makes of it as raw text, drawn at temperature 0.7, top-p 0.9."""
+    ids = tokenizer.encode(opening).ids
+    return opening + tokenizer.decode(generate(model, ids, limit, 0.7, 0.9, generator))
+
+
 def answer(model: Decoder, tokenizer: Tokenizer, prompt: str, limit: int, generator: torch.Generator) -> str:
     """The model's answer to a user's message, drawn at temperature 0.7, top-p 0.9."""
     ids = tokenizer.encode(f"{START}user\n{prompt}{END}\n{START}assistant\n").ids
