@@ -106,7 +106,7 @@ class Source:
 
 def parse_vocab(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
-    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+    if not (is_count(low) and is_count(high) and int(low) < int(high)):
         raise ConfigError(f"the vocabulary is a range of token ids such as 300-2000, got {text!r}")
     return int(low), int(high)
 
@@ -299,26 +299,34 @@ def _fitted(source: Source, engine: Any) -> Source:
     return replace(source, vocab=vocabulary(engine), max_len=longest)
 
 
+def is_count(word: str) -> bool:
+    """Whether the word is a natural number that is no mistake: at most nine of the digits 0 to 9."""
+    return word.isascii() and word.isdigit() and len(word) < 10
+
+
 def numbers(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) for word in words):
+    if not all(is_count(word) and int(word) for word in words):
         raise ConfigError(f"expected positive numbers such as 1,8,32, got {text!r}")
     return [int(word) for word in words]
 
 
 def deliver(result: dict[str, Any], path: Path | None, as_json: bool, table: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    if as_json:
-        print(json.dumps(result))
-        return
+    """Show the result, then write it to ``path``: what was measured is not lost with a path that cannot be written."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(quiet=as_json)
     table(console, result)
-    if path is not None:
-        console.print(f"written to {path}", style="dim")
+    if as_json:
+        print(json.dumps(result))
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the result to {path}: {error.strerror}; it is only shown") from error
+    console.print(f"written to {path}", style="dim")
 
 
 def serving_table(console: Any, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from tuili.base import limits, log
 from tuili.base.errors import ConfigError
-from tuili.cli.bench import JsonOption, SaveOption, app, deliver, numbers
+from tuili.cli.bench import JsonOption, SaveOption, app, deliver, is_count, numbers
 from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
 from tuili.cli.progress import counting
 
@@ -186,7 +186,7 @@ def kernels(
     from tuili.bench import roofline
 
     inputs, _, outputs = size.partition("x")
-    if not (inputs.isdigit() and outputs.isdigit() and int(inputs) and int(outputs)):
+    if not (is_count(inputs) and is_count(outputs) and int(inputs) and int(outputs)):
         raise ConfigError(f"--size is written like 2048x8192 (inputs x outputs), got {size!r}")
     counts = numbers(rows)
     with counting("products", len(counts) * len(roofline.ARMS)) as tick:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from tuili.base.config import read_toml
 from tuili.base.errors import ConfigError, nearest
 
 
@@ -120,13 +120,9 @@ class Recipe:
 
 def load(path: Path) -> Recipe:
     """The recipe in TOML file ``path``; paths in it are relative to its folder. ConfigError names the key at fault."""
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    recipe: Recipe = build(Recipe, content, "")
+    if not path.exists():
+        raise ConfigError(f"no recipe at {path}")
+    recipe: Recipe = build(Recipe, read_toml(path), "")
     here = path.resolve().parent
     given = recipe.tokenizer.path
     data = replace(recipe.data, path=str((here / recipe.data.path).resolve()))

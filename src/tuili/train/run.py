@@ -26,6 +26,8 @@ from tuili.train.optimizer import Optimizer
 from tuili.train.prompts import Prompter
 from tuili.train.recipe import Recipe
 
+#: The checkpoint's file in a run's folder.
+CHECKPOINT = "checkpoint.safetensors"
 #: Arguments of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -109,10 +111,10 @@ class Run:
         return self.team.evaluate(data.held_out(self.held_out, limit or len(self.held_out.documents), raw))
 
     def save(self) -> None:
-        checkpoint.save(self.out / "checkpoint", self.master, self.optimizer.state, self.progress, asdict(self.recipe))
+        checkpoint.save(self.out / CHECKPOINT, self.master, self.optimizer.state, self.progress, asdict(self.recipe))
 
     def resume(self) -> None:
-        self.progress = checkpoint.load(self.out / "checkpoint", self.master, self.optimizer.state)
+        self.progress = checkpoint.load(self.out / CHECKPOINT, self.master, self.optimizer.state)
 
 
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
@@ -142,7 +144,7 @@ def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool
         raise ConfigError(f"unknown device {device!r}.{nearest(device, ('auto', 'cpu', 'cuda'))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: torch sees no CUDA device here; use --device cpu")
-    if not resume and (out / "checkpoint").exists():
+    if not resume and (out / CHECKPOINT).exists():
         raise ConfigError(f"{out} holds a checkpoint; go on with --resume, or choose another --out")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     run = Run(recipe, archive, out, torch.device(chosen))
