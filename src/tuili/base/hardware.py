@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from tuili.base import gpu
+from tuili.base.cgroup import memory_limits
 
 
 @dataclass(frozen=True)
@@ -50,26 +51,10 @@ def probe() -> Hardware:
                 flags = set(value.split())
                 break
     memory = psutil.virtual_memory()
-    limit = _cgroup_limit()
-    total = min(memory.total, limit) if limit else memory.total
-    available = min(memory.available, total - _cgroup_usage()) if limit else memory.available
+    limits = memory_limits()
+    total = min([memory.total, *(group.limit for group in limits)])
+    available = min([memory.available, *(group.limit - group.used for group in limits)])
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
     here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
     card = gpu.find()
     return here if card is None else replace(here, gpu=card.name, gpu_memory=card.total, gpu_free=card.free)
-
-
-def _cgroup_number(name: str) -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _cgroup_limit() -> int | None:
-    return _cgroup_number("memory.max")
-
-
-def _cgroup_usage() -> int:
-    return _cgroup_number("memory.current") or 0
