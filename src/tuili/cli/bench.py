@@ -14,7 +14,7 @@ import typer
 
 from tuili.base import log
 from tuili.base.errors import ConfigError, TuiliError
-from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
+from tuili.cli.options import ENGINE_GROUPS, Settings, finite, takes_config
 from tuili.cli.progress import counting, loading
 
 app = typer.Typer(help="Measure: a server from outside, or the engine in this process.", no_args_is_help=True)
@@ -47,7 +47,8 @@ MaxLenOption = Annotated[
 InputOption = Annotated[str, typer.Option("--random-input-len", help="Tokens: a number, or a range like 64-256.")]
 OutputOption = Annotated[str, typer.Option("--random-output-len", help="Tokens: a number, or a range like 16-64.")]
 PrefixOption = Annotated[
-    float, typer.Option("--shared-prefix", help="Share of a random prompt that all have.", min=0, max=1)
+    float,
+    typer.Option("--shared-prefix", help="Share of a random prompt that all have.", min=0, max=1, callback=finite),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the workload: same seed, same requests.")]
 CountOption = Annotated[int, typer.Option("--num-prompts", help="Requests per run.", min=1)]
@@ -135,7 +136,7 @@ def serve(
     request_rate: Annotated[
         float, typer.Option(help="Requests per second: an open loop. inf: all at once, or as the trace says.")
     ] = math.inf,
-    burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 comes in bursts.")] = 1.0,
+    burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 comes in bursts.", callback=finite)] = 1.0,
     ignore_eos: Annotated[bool, typer.Option(help="Generate all tokens that were asked for.")] = True,
     goodput: Annotated[
         list[str] | None,
@@ -143,7 +144,9 @@ def serve(
     ] = None,
     num_warmups: Annotated[int, typer.Option(help="Requests before the measurement.", min=0)] = 1,
     repeats: RepeatsOption = 1,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a request has failed.", min=0.001, callback=finite)
+    ] = 600.0,
     seed: SeedOption = 0,
     save_result: SaveOption = None,
     save_detailed: Annotated[bool, typer.Option(help="Keep the times of every request in the result.")] = False,
