@@ -70,8 +70,12 @@ def test_raw_text_has_no_template_around_it(tuili: Invoke, model: Path) -> None:
 
 def test_standard_input_is_the_prompt(tuili: Invoke, model: Path) -> None:
     words = ("run", model, "--threads", 1, "--raw", "--max-tokens", 2, "--json")
-    for given in (words, (*words, "--prompt", "-")):
-        got = json.loads(tuili(*given, input="from a pipe").stdout)
+    for given, text in (
+        (words, "from a pipe"),
+        ((*words, "--prompt", "-"), "from a pipe\n"),
+        (words, "from a pipe\r\n"),
+    ):
+        got = json.loads(tuili(*given, input=text).stdout)
         assert got["usage"]["prompt_tokens"] == len("from a pipe")
 
 

@@ -94,11 +94,11 @@ def _one_shot_text(prompt: str | None, json_output: bool) -> str | None:
 
 
 def _standard_input() -> str:
-    """All of it; nothing where it is closed."""
+    """All of it but the newline at its end, which is the shell's; nothing where it is closed."""
     if sys.stdin is None:
         return ""
     try:
-        return _text(sys.stdin.buffer.read(), "standard input")
+        return _text(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise ConfigError(f"cannot read standard input: {error.strerror}") from error
 
