@@ -21,7 +21,9 @@ from tuili.train.tokenizer import END, END_OF_TEXT, START
 Row = tuple[list[int], int]
 #: Where a raw text may begin other than at its document's beginning: at a sentence, or at any word; and how often.
 SENTENCE, WORD = re.compile(r"(?<=[.!?] )(?=[A-Z\"])|(?<=\n)(?=\S)"), re.compile(r"(?<=\s)(?=[A-Za-z])")
-SENTENCE_SHARE, WORD_SHARE = 0.3, 0.1
+SENTENCE_SHARE, WORD_SHARE = 0.4, 0.2
+#: Tokens of such a text: it is there to learn how to begin.
+PASSAGE = 128
 #: Characters that a raw text has at least.
 LEAST = 200
 #: Held-out prompts are drawn with this seed whatever the recipe's, so that losses of all runs compare.
@@ -65,7 +67,8 @@ class Stories:
         """
         text = self.documents[index].text
         begin = beginning(text, random) if random else 0
-        return self.tokenizer.encode(text[begin:] + END_OF_TEXT).ids[: self.max_len + 1], 1
+        limit = PASSAGE if begin else self.max_len
+        return self.tokenizer.encode(text[begin:] + END_OF_TEXT).ids[: limit + 1], 1
 
     def chat(self, index: int, epoch: int, copy: int = 0) -> Row:
         """Ids of the chat of document ``index``, cut at ``max_len + 1``, and how many of them are the prompt's."""
