@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from tuili import ops
+from tuili.layers.attention import Kind
 from tuili.layers.decoder import Decoder
 from tuili.layers.rope import Angles
 from tuili.train.tokenizer import END, START
@@ -33,20 +34,18 @@ class CachedAttention:
         layer: int,
         batch: Rows,
         kv: Any,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        kind: Kind,
     ) -> torch.Tensor:
         """``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim] to [n, heads, dim]; n is 1 but for the first rows."""
-        assert (window, softcap) == (None, None), "no recipe makes such a model"
+        assert kind == Kind(kind.scale), "no recipe makes a model with windows or caps"
         q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
         if layer not in self.kept:
             self.kept[layer] = k, v
-            return ops.causal_attention(q[None], k[None], v[None], scale)[0]
+            return ops.causal_attention(q[None], k[None], v[None], kind.scale)[0]
         k, v = (torch.cat(pair) for pair in zip(self.kept[layer], (k, v), strict=True))
         self.kept[layer] = k, v
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, scale=kind.scale, enable_gqa=True)[0].transpose(0, 1)
 
 
 @dataclass(frozen=True)
