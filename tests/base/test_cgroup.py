@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tuili.base import hardware
 from tuili.base.cgroup import Memory, memory_limits
 
 GIB = 2**30
@@ -67,3 +68,13 @@ def test_every_group_around_the_process_limits_it(tmp_path: Path) -> None:
 def test_without_limits_there_are_none(tmp_path: Path, lines: str) -> None:
     assert memory_limits(tree(tmp_path, lines, {"memory": {}})) == []
     assert memory_limits(tmp_path / "absent") == []
+
+
+def test_the_machine_is_as_large_as_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        hardware, "memory_limits", lambda: [Memory(2**20, 2**19), Memory(2**30, 0), Memory(2**21, 2**22)]
+    )
+    assert hardware.memory() == (0, 2**20)
+    monkeypatch.setattr(hardware, "memory_limits", lambda: [Memory(2**20, 2**19), Memory(NO_LIMIT_V1, 0)])
+    here = hardware.probe()
+    assert (here.available_memory, here.total_memory) == hardware.memory() == (2**19, 2**20)

@@ -38,6 +38,13 @@ class Hardware:
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16")
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of RAM that are free, and all of them, within the limits of the control groups around this process."""
+    here, groups = psutil.virtual_memory(), memory_limits()
+    available = min([here.available, *(group.limit - group.used for group in groups)])
+    return max(0, available), min([here.total, *(group.limit for group in groups)])
+
+
 def probe() -> Hardware:
     """This machine: its CPU and RAM, within the container's limits where there are some, and its first card."""
     name, flags = platform.processor() or platform.machine(), set[str]()
@@ -50,11 +57,8 @@ def probe() -> Hardware:
             elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
                 break
-    memory = psutil.virtual_memory()
-    limits = memory_limits()
-    total = min([memory.total, *(group.limit for group in limits)])
-    available = min([memory.available, *(group.limit - group.used for group in limits)])
+    available, total = memory()
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
+    here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, available)
     card = gpu.find()
     return here if card is None else replace(here, gpu=card.name, gpu_memory=card.total, gpu_free=card.free)
