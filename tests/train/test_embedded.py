@@ -135,14 +135,17 @@ def test_the_draft_is_a_tenth_at_most_and_shares_the_tokenizer() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_agrees_token_for_token(name: str) -> None:
     transformers = pytest.importorskip("transformers")
-    model, _ = load(name)
+    model, own = load(name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(EMBEDDED / name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(EMBEDDED / name)
     chat = [{"role": "user", "content": "Tell a bedtime story about a dragon who is afraid of the dark."}]
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
-    got = generate(model, ids, 48, 0.0, 1.0, torch.Generator())
-    want = theirs.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)[0, len(ids) :].tolist()
-    assert got == want
+    raw = tokenizer("Once upon a time")["input_ids"]
+    assert raw == own.encode("Once upon a time").ids  # no token before it: so raw texts were trained
+    for given in (ids, raw):
+        got = generate(model, given, 48, 0.0, 1.0, torch.Generator())
+        want = theirs.generate(torch.tensor([given]), max_new_tokens=48, do_sample=False)[0, len(given) :].tolist()
+        assert got == want
 
 
 def test_the_target_tells_what_was_asked() -> None:
