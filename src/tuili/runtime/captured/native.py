@@ -20,10 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tuili import ops
 from tuili.base.log import get
 from tuili.ops import cpu
-from tuili.ops.cpu import library as lib
 from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.captured import Parts
 from tuili.runtime.captured.recording import Guard, Unrecordable, Workspace
@@ -48,9 +46,9 @@ class Inputs:
 
     def locate(self, n: int) -> None:
         """Slots, context lengths and block table of the first ``n`` rows."""
-        arrays = (self.positions, self.rows, self.blocks, self.slots, self.context, self.table)
-        pointers = (array.ctypes.data for array in arrays)
-        lib.call("locate", lib.LocateArgs(*pointers, n, self.blocks.shape[1], self.parts.kv.block_size))
+        made = (self.slots[:n], self.context[:n], self.table[:n])
+        tensors = map(torch.from_numpy, (self.positions[:n], self.rows[:n], self.blocks, *made))
+        cpu.kernels.locate(*tensors, self.parts.kv.block_size)
 
     def batch(self, n: int) -> ForwardBatch:
         """The batch of the first ``n`` rows: views, so that one batch serves all steps of ``n`` rows."""
@@ -86,16 +84,11 @@ class NativeSteps:
         self._recordings: dict[Shape, Recording] = {}
 
     @property
-    def active(self) -> bool:
-        """Whether steps are captured: only the C++ kernels are, and only as long as they are what computes."""
-        return not self.why and ops.active_backend() == "cpu"
-
-    @property
     def shapes(self) -> list[Shape]:
         return sorted(self._recordings)
 
     def fit(self, step: StepInputs) -> bool:
-        return step.shape is not None and self.active
+        return step.shape is not None and not self.why
 
     def load(self, step: StepInputs) -> Sequence[np.ndarray]:
         """Write the inputs, which are the device's own. The team's threads may wake up meanwhile."""
