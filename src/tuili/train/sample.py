@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from tuili import ops
 from tuili.layers.attention import Kind
 from tuili.layers.decoder import Decoder
 from tuili.layers.rope import Angles
+from tuili.train.kernels import TRAIN
 from tuili.train.tokenizer import END, START
 
 
@@ -38,10 +38,10 @@ class CachedAttention:
     ) -> torch.Tensor:
         """``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim] to [n, heads, dim]; n is 1 but for the first rows."""
         assert kind == Kind(kind.scale), "no recipe makes a model with windows or caps"
-        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
+        q, k = TRAIN.rotate(q, *angles), TRAIN.rotate(k, *angles)
         if layer not in self.kept:
             self.kept[layer] = k, v
-            return ops.causal_attention(q[None], k[None], v[None], kind.scale)[0]
+            return TRAIN.causal_attention(q[None], k[None], v[None], kind.scale)[0]
         k, v = (torch.cat(pair) for pair in zip(self.kept[layer], (k, v), strict=True))
         self.kept[layer] = k, v
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
