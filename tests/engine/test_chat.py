@@ -227,5 +227,6 @@ def test_where_templates_are_looked_for(tmp_path):
     (tmp_path / "mine.jinja").write_text("M")
     assert find_template(tmp_path, {}, str(tmp_path / "mine.jinja")) == "M"
     assert find_template(tmp_path, {}, "{{ messages }}") == "{{ messages }}"
-    with pytest.raises(ConfigError, match="no readable file"):
-        find_template(tmp_path, {}, "nowhere.jinja")
+    for name in ("nowhere.jinja", "a\0b", "~no such user/x", str(tmp_path)):
+        with pytest.raises(ConfigError, match="no readable file"):
+            find_template(tmp_path, {}, name)
