@@ -138,7 +138,7 @@ def test_records_of_finished_requests():
     finished, steps = [], []
     text.on_finish.append(lambda record: 1 / 0)  # a broken metric ends nobody's request
     text.on_finish.append(finished.append)
-    text.on_step.append(steps.append)
+    text.on_step.append(lambda plan, result, stats: steps.append(stats))
     generate(text)
     (record,) = finished
     timing = record.timing
