@@ -17,7 +17,7 @@ from tuili.core.plan import StepPlan, StepResult
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
 from tuili.engine.engine import Engine
-from tuili.engine.prepare import Limits
+from tuili.engine.admission import Bounds
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.executors.simulated import LinearCost, SimExecutor
@@ -142,7 +142,7 @@ def text_engine(client: Callable[[Engine], Any], tokenizer: Tokenizer, run: Engi
         "vocab_size": tokenizer.vocab_size,
         "eos_token_ids": () if tokenizer.eos is None else (tokenizer.eos,),
     }
-    return TextEngine(client(run), tokenizer, Config(served_model_name="sim"), Limits(**{**values, **limits}))
+    return TextEngine(client(run), tokenizer, Config(served_model_name="sim"), Bounds(**{**values, **limits}))
 
 
 def speaker(script: dict[str, list[int]], prompt_len: dict[str, int] | int) -> Callable[[str, list[int]], int]:

@@ -32,7 +32,7 @@ from tuili.core.scheduler import Scheduler
 from tuili.engine.client import ThreadClient
 from tuili.engine.engine import Engine
 from tuili.engine.outputs import Finished
-from tuili.engine.prepare import Limits
+from tuili.engine.admission import Bounds
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.server.app import create_app
@@ -140,7 +140,7 @@ def make_engine(delay: float = 0.0, blocks: int = 4096, **options: Any) -> TextE
         clock=clock,
         max_queued=config.max_num_queued_reqs,
     )
-    limits = Limits(config.max_model_len or 0, TOKENIZER.vocab_size, (END or 0,), config.max_logprobs)
+    limits = Bounds(config.max_model_len or 0, TOKENIZER.vocab_size, (END or 0,), config.max_logprobs)
     client = ThreadClient(Engine(scheduler, executor, clock))
     template = None if options.get("chat_template") == "none" else TEMPLATE
     return TextEngine(client, TOKENIZER, config, limits, templates=lambda tools: template)

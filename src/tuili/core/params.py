@@ -66,8 +66,8 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None or name not in OPTIONAL:
                 setattr(self, name, _within(name, whole(name, value), low, high))
-        for name, low, high in NUMBERS:
-            setattr(self, name, _within(name, _number(name, getattr(self, name)), low, high))
+        for name, least, most in NUMBERS:
+            setattr(self, name, _within(name, _number(name, getattr(self, name)), least, most))
         for name in FLAGS:
             setattr(self, name, _flag(name, getattr(self, name)))
         self._take_lists()
@@ -192,8 +192,8 @@ def listed(name: str, values: Any, what: str, limit: int = LONGEST_LIST) -> list
         if isinstance(values, (str, bytes, bytearray, Mapping)):
             raise TypeError
         found = list(islice(values.tolist() if hasattr(values, "tolist") else values, limit + 1))
-    except TypeError:
-        raise RequestError(f"{name} must be a list of {what}, got {shown(values)}", name) from None
+    except TypeError as error:
+        raise RequestError(f"{name} must be a list of {what}, got {shown(values)}", name) from error
     if len(found) > limit:
         raise RequestError(f"{name} may hold {limit} {what}, got more; shorten the list", name)
     return found
@@ -211,9 +211,9 @@ def _strings(name: str, values: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, found)))
 
 
-def token_ids(name: str, values: Any) -> list[int]:
+def token_ids(name: str, values: Any, limit: int = LONGEST_LIST) -> list[int]:
     """``values`` as Python's integers from 0 on; RequestError names the first that is none."""
-    found = listed(name, values, "token ids")
+    found = listed(name, values, "token ids", limit)
     if set(map(type, found)) - {int}:
         found = [plain(id) for id in found]
     if set(map(type, found)) - {int} or min(found, default=0) < 0:

@@ -42,8 +42,9 @@ class Scheduler:
     ``max_num_batched_tokens`` is the token budget of a step, ``max_num_seqs`` the number of rows; every running row
     gets at least one token per step, so the budget must be at least the rows (ConfigError). Without chunked prefill a
     prompt is computed whole: one longer than what is left of the budget goes over it, as the only one of its step.
-    ``max_queued`` requests may wait beyond those that have a row, or soon will (OverloadedError from ``add``). ``reserve_kv`` gives a request all the
-    blocks that it may need when it is admitted, so that it is never preempted for them.
+    ``max_queued`` requests may wait beyond those that have a row, or soon will (OverloadedError from ``add``).
+    ``reserve_kv`` gives a request all the blocks that it may need when it is admitted, so that it is never preempted
+    for them.
     """
 
     def __init__(

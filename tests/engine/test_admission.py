@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
-from tuili.engine.prepare import Limits, Seeds, bad_words_ids, choice_seed, engine_requests
+from tuili.engine.admission import Admission, Asked, Bounds, Seeds, choice_seed
 
 LIMITS = Limits(max_model_len=100, vocab_size=410, eos_token_ids=(0, 1), max_logprobs=5)
 
