@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 
 from tuili import ops
@@ -19,13 +20,15 @@ from tuili.core.plan import Chunk, StepPlan
 from tuili.core.policies import policies
 from tuili.core.request import FinishReason, Request, Update
 from tuili.core.scheduler import Scheduler
-from tuili.executors.device import DeviceExecutor
 from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops import cpu
 from tuili.quant.scheme import SCHEMES, Scheme
+from tuili.runtime.attention.paged import PagedAttention
+from tuili.runtime.batch import ForwardBatch, assemble
 from tuili.runtime.device import Device
+from tuili.runtime.host import Host
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -121,7 +124,7 @@ def naive(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     tokens = list(prompt)
     for _ in range(count):
         blocks = -(-len(tokens) // BLOCK)
-        executor = LocalExecutor(model(name), **sizes(name, blocks, 1))
+        executor = LocalExecutor(model(name), Host(), **sizes(name, blocks, 1))
         params = SamplingParams(temperature=0.0)
         chunk = Chunk("naive", 0, len(tokens), tuple(tokens), 0, True, tuple(range(blocks)), params, len(prompt))
         tokens += executor.execute(StepPlan(0, (chunk,))).result().tokens["naive"]
@@ -149,7 +152,7 @@ def engine(
     policy: str = "fcfs",
     chunked: bool = True,
 ) -> tuple[Scheduler, LocalExecutor]:
-    executor = LocalExecutor(model(name), **sizes(name, blocks, rows), enforce_eager=name.endswith(EAGER))
+    executor = LocalExecutor(model(name), Host(), **sizes(name, blocks, rows), enforce_eager=name.endswith(EAGER))
     return scheduler_for(executor, budget, rows, reuse, policy, chunked), executor
 
 
@@ -162,8 +165,8 @@ def device_engine(
     blocks: int,
     rows: int = 6,
     decoder: Any = None,
-) -> tuple[Scheduler, DeviceExecutor]:
-    executor = DeviceExecutor(
+) -> tuple[Scheduler, LocalExecutor]:
+    executor = LocalExecutor(
         decoder or model(name),
         device,
         **sizes(name, blocks, rows),
@@ -222,3 +225,10 @@ def outputs(updates: list[Update]) -> dict[str, tuple[int, ...]]:
             assert update.finish is not FinishReason.ERROR, update.error
     assert finals.keys() == tokens.keys()
     return {id: tuple(out) for id, out in tokens.items()}
+
+
+def batch_of(starts: Sequence[int], counts: Sequence[int], table: np.ndarray) -> ForwardBatch:
+    """The batch of requests that compute ``counts[i]`` positions from ``starts[i]``; ``table`` [r, blocks] int64."""
+    bounds = np.concatenate(([0], np.cumsum(counts)))
+    places = (torch.from_numpy(np.asarray(part, np.int64)) for part in (range(len(starts)), starts, bounds))
+    return assemble(*places, sum(counts), max(counts), torch.from_numpy(table), BLOCK, PagedAttention())

@@ -18,12 +18,12 @@ from equality import BLOCK, LONGEST, drive, load, model, outputs, request, sched
 from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
-from tuili.executors.device import DeviceExecutor
+from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.ops import triton
 from tuili.quant.scheme import SCHEMES
 from tuili.runtime.device import Cuda, Device
-from tuili.runtime.host import Host
+from tuili.runtime.host import Interpreter
 
 ON_CARD = triton.describe().usable and not triton.describe().interpreted
 pytestmark = pytest.mark.skipif(not triton.describe().usable, reason=triton.describe().why)
@@ -54,7 +54,7 @@ DETERMINISTIC = [
 
 @functools.cache
 def device() -> Device:
-    return Cuda() if ON_CARD else Host()
+    return Cuda() if ON_CARD else Interpreter()
 
 
 @functools.cache
@@ -66,9 +66,9 @@ def decoder(name: str, width: str) -> Decoder:
     return made
 
 
-def executor(arm: Arm, blocks: int, rows: int, captured: bool) -> DeviceExecutor:
+def executor(arm: Arm, blocks: int, rows: int, captured: bool) -> LocalExecutor:
     name, width, kv = arm
-    return DeviceExecutor(
+    return LocalExecutor(
         decoder(name, width),
         device(),
         num_blocks=blocks,

@@ -60,8 +60,8 @@ def test_greedy_text_equals_the_naive_loop(
         assert scheduler.preempted > 0, "the tight pool was meant to preempt"
     if reuse and pool == "ample":
         assert scheduler.cache.hits > 0
-    assert (executor.runner.graphs is None) == (name in EAGERLY)
-    assert name not in (*ON_KERNELS, *QUANTIZED) or not ON_KERNELS or executor.runner.graphs.sizes, (
+    assert (executor.runner.captured is None) == (name in EAGERLY)
+    assert name not in (*ON_KERNELS, *QUANTIZED) or not ON_KERNELS or executor.runner.captured.shapes, (
         "no step was captured"
     )
 

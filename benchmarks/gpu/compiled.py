@@ -190,7 +190,7 @@ def _attention(
     slots, angles = torch.arange(len(q)), torch.zeros(2, len(q), dim // 2)
     for kind in kinds:
         held = {"": dtype, "_int8": torch.int8, "_fp8": layouts.FP8}[kind]
-        caches = [torch.zeros(shape, dtype=held) for shape in kvcache.cache_shapes(blocks, 16, kv_heads, dim)]
+        caches = [torch.zeros(shape, dtype=held) for shape in kvcache.row_shapes(blocks, 16, kv_heads, dim, dim, held)]
         if kind:
             caches += [torch.ones(blocks, kv_heads, 16) for _ in range(2)]
         for backend in BACKENDS:

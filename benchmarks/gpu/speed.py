@@ -24,14 +24,14 @@ from tuili.core.policies import policies
 from tuili.core.request import Request
 from tuili.core.scheduler import Scheduler
 from tuili.engine.engine import Engine
-from tuili.executors.device import DeviceExecutor
+from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.sizes import kv_bytes_per_position, step_products, step_weight_bytes
 from tuili.ops.triton import FAST
 from tuili.plan.memory import Width
 from tuili.plan.roofline import decode_step
 from tuili.runtime.device import Cuda
-from tuili.runtime.host import Host
+from tuili.runtime.host import Interpreter
 
 #: Positions of a KV block.
 BLOCK = 16
@@ -124,7 +124,7 @@ class Bench:
         if self.place.device != "cuda":
             return wanted
         torch.cuda.empty_cache()
-        block = self.spec.num_layers * BLOCK * kv_bytes_per_position(self.spec, "bfloat16")
+        block = BLOCK * kv_bytes_per_position(self.spec, "bfloat16")
         return min(wanted, int(0.8 * torch.cuda.mem_get_info()[0]) // block)
 
     # What is measured
@@ -260,8 +260,8 @@ def tensors_of(model: Decoder) -> list[torch.Tensor]:
 
 def engine_on(model: Decoder, device: str, blocks: int, rows: int, longest: int, sizes: Sequence[int]) -> Engine:
     """Two steps in flight, decode steps of ``sizes`` rows captured, no prefix reuse."""
-    on = Cuda() if device == "cuda" else Host()
-    executor = DeviceExecutor(
+    on = Cuda() if device == "cuda" else Interpreter()
+    executor = LocalExecutor(
         model,
         on,
         num_blocks=blocks,

@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from equality import LONGEST, backend, model
+from equality import BLOCK, LONGEST, backend, batch_of, model
 from tiny_models import prompt, reference_greedy
 from torch._dynamo.utils import counters
 
@@ -20,11 +20,11 @@ from tuili.engine.build import build
 from tuili.engine.device import no_compiler
 from tuili.layers.compiled import ROWS, Compiled
 from tuili.layers.decoder import Decoder
+from tuili.layers.kvspec import kv_specs
 from tuili.ops import cpu
 from tuili.ops.triton import describe
 from tuili.quant.scheme import SCHEMES
-from tuili.runtime.attention.paged import PagedAttention
-from tuili.runtime.batch import assemble
+from tuili.runtime.host import Host
 from tuili.runtime.kvstore import KVStore
 
 pytestmark = pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
@@ -50,8 +50,8 @@ def compilations() -> int:
 def logits(decoder: Decoder, rows: int) -> torch.Tensor:
     """Of a prompt of ``rows`` tokens."""
     spec = decoder.spec
-    kv = KVStore(spec.num_layers, LONGEST // 8, 8, spec.num_kv_heads, spec.head_dim, decoder.dtype)
-    batch = assemble([0], [rows], np.arange(LONGEST // 8)[None], 8, PagedAttention())
+    kv = KVStore(kv_specs(spec, str(decoder.dtype).removeprefix("torch.")), LONGEST // BLOCK, BLOCK, Host())
+    batch = batch_of([0], [rows], np.arange(LONGEST // BLOCK)[None])
     ids = torch.arange(rows) * 7 % spec.vocab_size
     return decoder.logits(decoder.forward(decoder.embed(ids), batch, kv))
 

@@ -34,9 +34,9 @@ from tuili.core.params import SamplingParams
 from tuili.core.plan import BlockMove, Chunk, StepPlan
 from tuili.core.request import FinishReason, Update
 from tuili.engine.engine import Engine
-from tuili.executors.device import DeviceExecutor
-from tuili.runtime.results import FAILED
+from tuili.executors.local import LocalExecutor
 from tuili.runtime.staging import Parcel, fetch
+from tuili.runtime.step import FAILED
 
 LOAD = load(7)
 POOLS = {"tight": 15, "ample": 200}
@@ -45,7 +45,7 @@ WAYS = pytest.mark.parametrize(("device", "depth"), [(AtOnce, 1), (Lagging, 2)],
 CPU = torch.device("cpu")
 
 
-def greedy(name: str, device: Any, sizes: tuple[int, ...], depth: int, budget: int, blocks: int) -> DeviceExecutor:
+def greedy(name: str, device: Any, sizes: tuple[int, ...], depth: int, budget: int, blocks: int) -> LocalExecutor:
     """Run the load, and hold it to the naive loop."""
     with ops.use("reference"):
         want = {str(i): naive(name, prompt, count) for i, (prompt, count) in enumerate(LOAD)}
@@ -73,9 +73,9 @@ def test_captured_steps_equal_the_naive_loop(name: str, pool: str, budget: int, 
     """Steps of up to four rows are captured, in two sizes; those of five and six are eager."""
     with ops.use(PADDED):
         executor = greedy(name, card := device(), (4, 2), depth, budget, POOLS[pool])
-        graphs = executor.runner.graphs
+        graphs = executor.runner.captured
         assert graphs is not None
-        assert (graphs.sizes, graphs.why, card.captures) == ([2, 4], "", 2)
+        assert (graphs.shapes, graphs.why, card.captures) == ([(2, 1), (4, 1)], "", 2)
         assert card.replays > 5
 
 
@@ -227,15 +227,15 @@ class Uncapturable(AtOnce):
 def test_what_can_not_be_captured_runs_eagerly_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     with ops.use(PADDED):
         executor = greedy("llama-f32", Uncapturable(), (4,), 2, 512, 200)
-    assert executor.runner.graphs is not None
-    assert not executor.runner.graphs.active
+    assert executor.runner.captured is not None
+    assert not executor.runner.captured.active
     assert "at 4 rows: operation not permitted" in caplog.text
 
 
 def test_references_are_not_captured() -> None:
     executor = greedy("llama-f32", card := AtOnce(), (4,), 2, 512, 200)
-    assert executor.runner.graphs is not None
-    assert "read lengths back" in executor.runner.graphs.why
+    assert executor.runner.captured is not None
+    assert "read lengths back" in executor.runner.captured.why
     assert card.captures == 0
 
 
@@ -248,11 +248,11 @@ def test_captures_are_told_and_their_memory_is_measured() -> None:
     sizes = {"num_blocks": 20, "block_size": BLOCK, "max_model_len": 64, "max_num_seqs": 4}
     with ops.use(PADDED):
         decoder = model("llama-f32")
-        executor = DeviceExecutor(
+        executor = LocalExecutor(
             decoder, Shrinking(), **sizes, capture_sizes=[1, 4], progress=lambda *parts: told.append(parts)
         )
-    assert executor.runner.graphs is not None
-    assert executor.runner.graphs.nbytes == 2000
+    assert executor.runner.captured is not None
+    assert executor.runner.captured.nbytes == 2000
     assert [done for _, done, _ in told] == [0, 1, 2]
 
 

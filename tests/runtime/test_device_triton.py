@@ -41,7 +41,7 @@ def text(
         for i, (prompt, count) in enumerate(requests):
             scheduler.add(request(str(i), prompt, max_tokens=count, **wishes))
         updates = drive(scheduler, executor, depth)
-        assert executor.runner.graphs is None or executor.runner.graphs.why == ""
+        assert executor.runner.captured is None or executor.runner.captured.why == ""
     return updates, scheduler
 
 

@@ -145,35 +145,24 @@ def start(config: Config, executor: Executor, explain: Callable[[Exception], str
 def open_executor(
     config: Config, model: Decoder, progress: Progress | None = None, sizes: Sequence[int] | None = None
 ) -> Executor:
-    """Where plans of a resolved config run on ``model``: a device, or this process. ``sizes`` are those of the steps
-    that a device captures, unless they are the config's."""
+    """Where plans of a resolved config run on ``model``. ``sizes`` are those of the steps that a card captures, unless
+    they are the config's."""
     numbers = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
     assert None not in numbers, "not resolved"
     num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], numbers)
-    if on_device(config):
-        from tuili.executors.device import DeviceExecutor
-
-        return DeviceExecutor(
-            model,
-            open_device(config),
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            capture_sizes=capture_sizes(config) if sizes is None else sizes,
-            kv_cache_dtype=config.kv_cache_dtype,
-            progress=progress,
-        )
     from tuili.executors.local import LocalExecutor
 
     return LocalExecutor(
         model,
+        open_device(config),
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
-        enforce_eager=config.enforce_eager or config.compile,
+        enforce_eager=config.enforce_eager or (config.compile and not on_device(config)),
+        capture_sizes=capture_sizes(config) if sizes is None else sizes,
         kv_cache_dtype=config.kv_cache_dtype,
+        progress=progress,
     )
 
 

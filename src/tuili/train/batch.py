@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tuili import ops
+from tuili.layers.attention import Kind
 from tuili.layers.rope import Angles
 
 
@@ -47,14 +48,12 @@ class DenseAttention:
         layer: int,
         batch: TrainBatch,
         kv: Any,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        kind: Kind,
     ) -> torch.Tensor:
         """``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim] to [n, heads, dim]."""
         q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
         parts = []
         for a, b in pairwise(batch.starts):
-            out = ops.causal_attention(q[None, a:b], k[None, a:b], v[None, a:b], scale, window, softcap)
+            out = ops.causal_attention(q[None, a:b], k[None, a:b], v[None, a:b], *kind)
             parts.append(out[0])
         return torch.cat(parts)

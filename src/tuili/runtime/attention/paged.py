@@ -9,6 +9,7 @@ import torch
 from tuili import ops
 
 if TYPE_CHECKING:
+    from tuili.layers.attention import Kind
     from tuili.layers.rope import Angles
     from tuili.runtime.batch import ForwardBatch
     from tuili.runtime.kvstore import KVStore
@@ -34,17 +35,15 @@ class PagedAttention:
         layer: int,
         batch: ForwardBatch,
         kv: KVStore,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        kind: Kind,
     ) -> torch.Tensor:
-        keys, values = kv.layer(layer)
+        keys, values, *scales = kv.layers[layer]
         rows = (batch.block_table, batch.query_start, batch.context_len)
-        if kv.scaled:
+        if scales:
             write, attention = OVER_CODES[keys.dtype]
-            k_scales, v_scales = kv.scales(layer)
             q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
+            k_scales, v_scales = scales
             write(k, v, keys, values, k_scales, v_scales, batch.slots)
-            return attention(q, keys, values, k_scales, v_scales, *rows, scale, window, softcap)
+            return attention(q, keys, values, k_scales, v_scales, *rows, *kind)
         q = ops.rotate_write_kv(q, k, v, *angles, keys, values, batch.slots)
-        return ops.paged_attention(q, keys, values, *rows, scale, window, softcap)
+        return ops.paged_attention(q, keys, values, *rows, *kind)
