@@ -278,7 +278,7 @@ def test_a_full_queue_refuses() -> None:
     loop.step()
     with pytest.raises(OverloadedError, match="1 requests are running and 2 waiting, the most"):
         loop.add(request("d", [1]))
-    loop.abort("a")
+    loop.scheduler.abort("a")
     loop.add(request("d", [1]))
     with pytest.raises(ConfigError, match="max_num_seqs 8"):
         SimLoop(budget=7, seqs=8)

@@ -11,23 +11,24 @@ from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
 from tuili.engine.admission import Admission, Asked, Bounds, Seeds, choice_seed
 
-LIMITS = Limits(max_model_len=100, vocab_size=410, eos_token_ids=(0, 1), max_logprobs=5)
+BOUNDS = Bounds(max_model_len=100, vocab_size=410, eos_token_ids=(0, 1), max_logprobs=5)
 
 
-def make(tokens=(5, 6, 7), limits=LIMITS, seeds=None, **params):
-    sampling = SamplingParams(**params)
-    return engine_requests(
-        "r", tokens, sampling, limits=limits, tokenizer=byte_level(), seeds=seeds or Seeds(0), priority=2, salt="s"
-    )
+def admit(tokens=(5, 6, 7), bounds=BOUNDS, **params):
+    (admitted,) = Admission(byte_level(), bounds, 0).admit([Asked(tokens, SamplingParams(**params), "r", salt="s")])
+    return admitted
+
+
+def make(*args, **params):
+    return list(admit(*args, **params).requests)
 
 
 def test_one_request_is_complete():
     (request,) = make(max_tokens=None)
-    assert (request.id, request.prompt_len, request.tokens, request.priority, request.salt) == (
+    assert (request.id, request.prompt_len, request.tokens, request.salt) == (
         "r",
         3,
         [5, 6, 7],
-        2,
         "s",
     )
     assert request.params.max_tokens == 97
@@ -36,10 +37,10 @@ def test_one_request_is_complete():
 
 
 def test_max_tokens_default_is_capped_by_the_models_own():
-    capped = Limits(100, 410, max_new_tokens=10)
-    assert make(limits=capped, max_tokens=None)[0].params.max_tokens == 10
-    assert make(limits=capped, max_tokens=97)[0].params.max_tokens == 97, "what the user gives wins"
-    assert make(limits=Limits(100, 410, max_new_tokens=500), max_tokens=None)[0].params.max_tokens == 97
+    capped = Bounds(100, 410, max_new_tokens=10)
+    assert make(bounds=capped, max_tokens=None)[0].params.max_tokens == 10
+    assert make(bounds=capped, max_tokens=97)[0].params.max_tokens == 97, "what the user gives wins"
+    assert make(bounds=Bounds(100, 410, max_new_tokens=500), max_tokens=None)[0].params.max_tokens == 97
 
 
 def test_choices_have_their_own_ids_and_seeds():
@@ -102,11 +103,11 @@ def test_too_long_says_the_numbers():
 
 
 def test_the_whole_vocabulary_of_logprobs_needs_permission():
-    make(limits=Limits(100, 410, max_logprobs=-1), logprobs=-1)
+    make(bounds=Bounds(100, 410, max_logprobs=-1), logprobs=-1)
 
 
 def test_bad_words_with_and_without_space():
     tokenizer = byte_level()
-    ids = bad_words_ids(["fox", " fox"], tokenizer)
+    ids = admit(bad_words=["fox", " fox"]).params.bad_words_ids
     assert {tokenizer.decode(i) for i in ids} == {"fox", " fox"}
     assert len(ids) == 2

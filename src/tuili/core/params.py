@@ -112,7 +112,7 @@ INTEGERS = (
     ("n", 1, LARGEST),
     ("max_tokens", 1, LARGEST),
     ("min_tokens", 0, LARGEST),
-    ("top_k", -1, LARGEST),
+    ("top_k", -1, 2**63 - 1),
     ("seed", -(2**63), 2**63 - 1),
     ("logprobs", -1, LARGEST),
     ("prompt_logprobs", -1, LARGEST),

@@ -52,7 +52,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """The completions of ``prompts``, in their order.
 
-        A prompt is a text, a list of token ids, or ``{"prompt": ...}`` / ``{"prompt_token_ids": ...}``, and that may have
+        A prompt is a text, a list of token ids, or ``{"prompt": ...}`` / ``{"prompt_token_ids": ...}``; it may have
         a ``cache_salt``. ``sampling_params`` is one for all or one for each; None takes the model's defaults.
         ``priority`` is one for each. ``use_tqdm`` shows progress on a terminal.
         Raises RequestError before anything runs when one of them is wrong, RequestFailed when one dies.
@@ -161,10 +161,7 @@ def _table(prompt: Any) -> Mapping[str, Any]:
 
 
 def _output(prompt: str | None, admitted: Admitted, choices: Sequence[Choice]) -> RequestOutput:
-    first = choices[0]
-    scored = None if first.prompt_logprobs is None else [
-        None if entry is None else logprobs_by_id(entry) for entry in first.prompt_logprobs
-    ]
+    first, scored = choices[0], choices[0].prompt_logprobs
     return RequestOutput(
         request_id=admitted.id,
         prompt=prompt,
