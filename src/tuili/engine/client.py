@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from functools import partial
@@ -27,6 +28,8 @@ CLOSED = "the engine was closed before the request was done"
 FORKED = "the process was forked while the engine was at work; fork before the first request, or when all are done"
 #: Seconds between two looks whether the engine's thread is still there, for who waits for it to let go of requests.
 LOOK = 0.1
+#: Seconds for which news of requests that go on are kept together, for who waits for their end.
+PAUSE = 0.05
 
 
 class EngineClosed(EngineDead):
@@ -84,6 +87,10 @@ class Stream:
     def home(self) -> Hashable:
         """What is delivered to streams of one home is delivered at once."""
         raise NotImplementedError
+
+    def due(self, items: list[tuple[Stream, Item]]) -> bool:
+        """Whether to deliver ``items`` after this step; else they wait for those of the next."""
+        return True
 
     def deliver(self, items: list[tuple[Stream, Item]]) -> None:
         """From the engine's thread: ``items`` for streams of this home. RuntimeError when it is gone."""
@@ -160,10 +167,16 @@ class AsyncStream(Stream):
 
 
 class BlockingStream(Stream):
-    """A stream for a thread that waits for it. An interrupt may come at any moment: ``close`` leaves nothing behind."""
+    """A stream for a thread that waits for it, most of all for the end of a request: what comes before is kept together
+    for ``PAUSE`` seconds, since each delivery takes two changes of threads.
+
+    An interrupt may come at any moment: ``close`` leaves nothing behind.
+    """
 
     def __init__(self, client: ThreadClient):
         super().__init__(client)
+        self._hurried = False
+        self._looked, self._delivered = 0, 0.0
         self._steps: SimpleQueue[list[tuple[Stream, Item]]] = SimpleQueue()
 
     def __iter__(self) -> BlockingStream:
@@ -186,11 +199,22 @@ class BlockingStream(Stream):
             while self._client.healthy() and not gone.wait(LOOK):
                 pass
 
+    def add(self, requests: Sequence[Request]) -> None:
+        self._hurried = self._hurried or any(request.params.stop for request in requests)  # the reader ends those
+        super().add(requests)
+
     @property
     def home(self) -> Hashable:
         return self
 
+    def due(self, items: list[tuple[Stream, Item]]) -> bool:
+        new, self._looked = items[self._looked :], len(items)
+        if self._hurried or time.monotonic() - self._delivered >= PAUSE:
+            return True
+        return any(isinstance(item, Exception) or item.finish is not None for _, item in new)
+
     def deliver(self, items: list[tuple[Stream, Item]]) -> None:
+        self._looked, self._delivered = 0, time.monotonic()
         self._steps.put(items)
 
 
@@ -344,13 +368,16 @@ class ThreadClient:
         self._outbox[stream.home].append((stream, item))
 
     def _deliver(self) -> None:
-        for items in self._outbox.values():
+        for home, items in list(self._outbox.items()):
+            stream = items[0][0]
+            if not stream.due(items):
+                continue
+            del self._outbox[home]
             try:
-                items[0][0].deliver(items)
+                stream.deliver(items)
             except RuntimeError:  # that loop is closed: nobody is left to read
-                for stream in {stream for stream, _ in items}:
-                    self._drop(stream, [id for id, owner in self._streams.items() if owner is stream])
-        self._outbox.clear()
+                for lost in {lost for lost, _ in items}:
+                    self._drop(lost, [id for id, owner in self._streams.items() if owner is lost])
 
     def _end(self, why: EngineDead) -> None:
         """Nothing runs any more: everybody who waits is told, and who comes from now on is told at once."""

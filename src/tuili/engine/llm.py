@@ -86,7 +86,7 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Like ``generate``, for one conversation (a list of messages) or a list of them."""
-        conversations = list(messages)
+        conversations = listed("messages", messages, "messages", MOST)
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
         prompts = [
