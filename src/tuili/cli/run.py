@@ -108,7 +108,7 @@ def _text(given: bytes | str, name: str) -> str:
     try:
         raw = given if isinstance(given, bytes) else given.encode()
         return raw.decode()
-    except UnicodeError as error:
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} is not UTF-8 ({error.reason} at {error.start}); convert it, as iconv does") from None
 
 
