@@ -8,12 +8,13 @@ weight is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuili.base.errors import ConfigError, nearest
+from tuili.base.errors import ConfigError, ModelError, nearest
 from tuili.base.log import get
 from tuili.layers.spec import refuse_rounding_twice
 from tuili.models import families
@@ -27,11 +28,10 @@ from tuili.models.files import (
     layout_of,
     match,
     needs_of,
-    open_file,
     optional_of,
-    weight_files,
 )
-from tuili.models.names import Names
+from tuili.models.names import Names, expand
+from tuili.models.shards import open_file, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -137,12 +137,27 @@ def load_weights(
             ]
             slices, fill = _room(model, target, parameter, dtype, _exact(wanted, parts, target), place)
             source = Source(parts)
+            rounding = wanted is not None and wanted.format != "dense" and parameter.dim() == 2
             for start, end in slices:
-                fill(start, _brought(source.read(start, end), place))
+                rows = source.read(start, end)
+                if rounding:
+                    _refuse_not_finite(rows, members[target])
+                fill(start, _brought(rows, place))
                 source.release(start, end)
                 done += (end - start) * parameter[:1].numel() * dtype.itemsize
                 if progress is not None:
                     progress(target, done, total)
+
+
+def _refuse_not_finite(rows: torch.Tensor | Codes, names: list[str]) -> None:
+    """ModelError for floats that no code can stand for: one would spoil the scale of all that share it."""
+    import torch
+
+    if isinstance(rows, torch.Tensor) and not math.isfinite(float(rows.abs().max())):
+        raise ModelError(
+            f"{' or '.join(names)} has weights that are NaN or infinite, which cannot be rounded; the checkpoint is "
+            "damaged, or its training went wrong (without --quantization it loads, and answers nonsense)"
+        )
 
 
 Fill = Callable[[int, "torch.Tensor | Codes"], object]
@@ -203,7 +218,7 @@ def _part(
     ends = layout.tensors(rows, into).keys() | {end for end in layout.optional if f"{module}.{end}" not in needs}
     files = {end: _read(found[f"{module}.{end}"]) for end in ends if f"{module}.{end}" in found}
     layout.check(module, files, rows, into)
-    return Coded(layout, files, scheme, rows, into)
+    return Coded(module, layout, files, scheme, rows, into)
 
 
 def _read(place: tuple[Any, str]) -> torch.Tensor:
@@ -236,13 +251,11 @@ def slots(model: Decoder, names: Names) -> dict[str, Slot]:
     """Every tensor that a checkpoint of ``model`` has, by its name there, and where it goes: the table, walked."""
     modules = dict(model.named_modules())
     walked: dict[str, Slot] = {}
-    for pattern, target in names.items():
-        ours, part = (target, None) if isinstance(target, str) else target
-        for layer in range(model.spec.num_layers if "{}" in pattern else 1):
-            module = modules.get(ours.format(layer))
-            for kind, length in _lengths(module):
-                start, rows = _rows(module, part, length)
-                walked[f"{pattern.format(layer)}.{kind}"] = Slot(f"{ours.format(layer)}.{kind}", start, rows)
+    for theirs, ours, part in expand(names, model.spec.num_layers):
+        module = modules.get(ours)
+        for kind, length in _lengths(module):
+            start, rows = _rows(module, part, length)
+            walked[f"{theirs}.{kind}"] = Slot(f"{ours}.{kind}", start, rows)
     uncovered = dict(model.named_parameters()).keys() - {slot.parameter for slot in walked.values()}
     assert not uncovered, f"the table of names leaves out {sorted(uncovered)}"
     return walked
