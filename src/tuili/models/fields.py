@@ -120,7 +120,9 @@ class Fields:
 
     def inside(self, key: str) -> Fields:
         """The table under ``key``, to be read in its turn; an empty one where there is none."""
-        return Fields(self.table(key), f"{self.where}: {key}")
+        return Fields(
+            self.table(key), f"{self.where}: {key}" if self.where.endswith(".json") else f"{self.where}.{key}"
+        )
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         value = self._get(key, None)

@@ -153,7 +153,7 @@ def _refuse_not_finite(rows: torch.Tensor | Codes, names: list[str]) -> None:
     """ModelError for floats that no code can stand for: one would spoil the scale of all that share it."""
     import torch
 
-    if isinstance(rows, torch.Tensor) and not math.isfinite(float(rows.abs().max())):
+    if isinstance(rows, torch.Tensor) and not all(math.isfinite(float(end)) for end in torch.aminmax(rows)):
         raise ModelError(
             f"{' or '.join(names)} has weights that are NaN or infinite, which cannot be rounded; the checkpoint is "
             "damaged, or its training went wrong (without --quantization it loads, and answers nonsense)"
