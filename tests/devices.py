@@ -56,6 +56,8 @@ class Done:
 class AtOnce:
     """Does work when it is submitted."""
 
+    is_host = False
+
     def __init__(self, total: int = 1 << 40) -> None:
         self.torch_device = torch.device("cpu")
         self.total = total

@@ -6,9 +6,9 @@ import functools
 import random
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 
 from tuili import ops
@@ -19,13 +19,16 @@ from tuili.core.plan import Chunk, StepPlan
 from tuili.core.policies import policies
 from tuili.core.request import FinishReason, Request, Update
 from tuili.core.scheduler import Scheduler
-from tuili.executors.device import DeviceExecutor
 from tuili.executors.local import LocalExecutor
+from tuili.layers.build import Build
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.ops import cpu
+from tuili.ops import REFERENCE, Kernels, cpu
 from tuili.quant.scheme import SCHEMES, Scheme
+from tuili.runtime.attention.paged import PagedAttention
+from tuili.runtime.batch import ForwardBatch, assemble
 from tuili.runtime.device import Device
+from tuili.runtime.host import Host
 
 VOCAB, LONGEST, BLOCK = 97, 160, 8
 
@@ -92,17 +95,13 @@ def kv_cache_dtype(name: str) -> str:
     return "fp8" if name.endswith(KV_FP8) else "int8" if name.endswith(KV8) else "auto"
 
 
-def backend(name: str) -> AbstractContextManager[None]:
-    """Run the block on the ops that ``name`` asks for."""
-    return ops.use("cpu" if KERNELS in name else "reference")
-
-
 @functools.cache
-def model(name: str) -> Decoder:
-    """A random model whose greedy text wanders (weights large enough that no token dominates)."""
+def model(name: str, backend: str = "") -> Decoder:
+    """A random model whose greedy text wanders (weights large enough that no token dominates), on the kernels that its
+    name asks for, or those called ``backend``."""
     plain, *ways = name.split("+")
     spec, dtype = SPECS[plain]
-    decoder = Decoder(spec)
+    decoder = Decoder(spec, Build(ops.kernels_of(backend or ("cpu" if KERNELS in name else "reference"))))
     generator = torch.Generator().manual_seed(len(plain))
     for key, parameter in decoder.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -121,7 +120,7 @@ def naive(name: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
     tokens = list(prompt)
     for _ in range(count):
         blocks = -(-len(tokens) // BLOCK)
-        executor = LocalExecutor(model(name), **sizes(name, blocks, 1))
+        executor = LocalExecutor(model(name), Host(), **sizes(name, blocks, 1))
         params = SamplingParams(temperature=0.0)
         chunk = Chunk("naive", 0, len(tokens), tuple(tokens), 0, True, tuple(range(blocks)), params, len(prompt))
         tokens += executor.execute(StepPlan(0, (chunk,))).result().tokens["naive"]
@@ -149,7 +148,7 @@ def engine(
     policy: str = "fcfs",
     chunked: bool = True,
 ) -> tuple[Scheduler, LocalExecutor]:
-    executor = LocalExecutor(model(name), **sizes(name, blocks, rows), enforce_eager=name.endswith(EAGER))
+    executor = LocalExecutor(model(name), Host(), **sizes(name, blocks, rows), enforce_eager=name.endswith(EAGER))
     return scheduler_for(executor, budget, rows, reuse, policy, chunked), executor
 
 
@@ -161,10 +160,11 @@ def device_engine(
     budget: int,
     blocks: int,
     rows: int = 6,
+    backend: str = "",
     decoder: Any = None,
-) -> tuple[Scheduler, DeviceExecutor]:
-    executor = DeviceExecutor(
-        decoder or model(name),
+) -> tuple[Scheduler, LocalExecutor]:
+    executor = LocalExecutor(
+        decoder or model(name, backend),
         device,
         **sizes(name, blocks, rows),
         capture_sizes=capture_sizes,
@@ -222,3 +222,12 @@ def outputs(updates: list[Update]) -> dict[str, tuple[int, ...]]:
             assert update.finish is not FinishReason.ERROR, update.error
     assert finals.keys() == tokens.keys()
     return {id: tuple(out) for id, out in tokens.items()}
+
+
+def batch_of(
+    starts: Sequence[int], counts: Sequence[int], table: np.ndarray, kernels: Kernels = REFERENCE
+) -> ForwardBatch:
+    """The batch of requests that compute ``counts[i]`` positions from ``starts[i]``; ``table`` [r, blocks] int64."""
+    bounds = np.concatenate(([0], np.cumsum(counts)))
+    places = (torch.from_numpy(np.asarray(part, np.int64)) for part in (range(len(starts)), starts, bounds))
+    return assemble(*places, sum(counts), max(counts), torch.from_numpy(table), BLOCK, PagedAttention(kernels))

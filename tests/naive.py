@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tuili import ops
+from tuili.layers.attention import Kind
 from tuili.layers.decoder import Decoder
 from tuili.layers.rope import Angles
 from tuili.ops.kvcache import key_shape, value_shape
@@ -44,16 +45,14 @@ class Naive:
         layer: int,
         batch: Rows,
         kv: Any,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        kind: Kind,
     ) -> torch.Tensor:
         at = batch.positions
         q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
         keys, values = self.cache[layer]
         ops.write_kv(k, v, keys, values, self.table[0, at // BLOCK] * BLOCK + at % BLOCK)
         start, context = torch.tensor([0, len(at)]), at[-1:] + 1
-        return ops.paged_attention(q, keys, values, self.table, start, context, scale, window, softcap)
+        return ops.paged_attention(q, keys, values, self.table, start, context, *kind)
 
     @torch.no_grad()
     def feed(self, ids: list[int]) -> torch.Tensor:

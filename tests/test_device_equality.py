@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 from equality import BLOCK, LONGEST, drive, load, model, outputs, request, scheduler_for
 
-from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
-from tuili.executors.device import DeviceExecutor
+from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.ops import triton
 from tuili.quant.scheme import SCHEMES
 from tuili.runtime.device import Cuda, Device
-from tuili.runtime.host import Host
+from tuili.runtime.host import Interpreter
 
 ON_CARD = triton.describe().usable and not triton.describe().interpreted
 pytestmark = pytest.mark.skipif(not triton.describe().usable, reason=triton.describe().why)
@@ -54,21 +53,21 @@ DETERMINISTIC = [
 
 @functools.cache
 def device() -> Device:
-    return Cuda() if ON_CARD else Host()
+    return Cuda() if ON_CARD else Interpreter()
 
 
 @functools.cache
 def decoder(name: str, width: str) -> Decoder:
-    made = copy.deepcopy(model(name)).to(device().torch_device)
+    made = copy.deepcopy(model(name, triton.INVARIANT)).to(device().torch_device)
     made.prepare(LONGEST)
     if width != "none":
         made.store(SCHEMES[width])
     return made
 
 
-def executor(arm: Arm, blocks: int, rows: int, captured: bool) -> DeviceExecutor:
+def executor(arm: Arm, blocks: int, rows: int, captured: bool) -> LocalExecutor:
     name, width, kv = arm
-    return DeviceExecutor(
+    return LocalExecutor(
         decoder(name, width),
         device(),
         num_blocks=blocks,
@@ -103,12 +102,11 @@ def ways() -> list[Any]:
 @pytest.mark.parametrize(("arm", "way"), ways(), ids=str)
 def test_deterministic_text_equals_the_naive_loop(arm: Arm, way: tuple[Any, ...]) -> None:
     budget, pool, reuse, chunked, depth, captured = way
-    with ops.use(triton.INVARIANT):
-        runs = executor(arm, POOLS[pool], 6, captured)
-        scheduler = scheduler_for(runs, budget, 6, reuse, "fcfs", chunked)
-        for i, (prompt, count) in enumerate(LOAD):
-            scheduler.add(request(str(i), prompt, max_tokens=count))
-        got = outputs(drive(scheduler, runs, depth))
-        scheduler.check_integrity()
-        for i, (prompt, count) in enumerate(LOAD):
-            assert got[str(i)] == naive(arm, prompt, count), f"request {i}"
+    runs = executor(arm, POOLS[pool], 6, captured)
+    scheduler = scheduler_for(runs, budget, 6, reuse, "fcfs", chunked)
+    for i, (prompt, count) in enumerate(LOAD):
+        scheduler.add(request(str(i), prompt, max_tokens=count))
+    got = outputs(drive(scheduler, runs, depth))
+    scheduler.check_integrity()
+    for i, (prompt, count) in enumerate(LOAD):
+        assert got[str(i)] == naive(arm, prompt, count), f"request {i}"

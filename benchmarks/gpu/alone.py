@@ -83,7 +83,7 @@ def attention_call(
     """Attention of a batch over a random cache of ``kind``, its blocks in random order."""
     each = -(-max(contexts) // BLOCK)
     blocks = len(contexts) * each
-    shapes = kvcache.cache_shapes(blocks, BLOCK, kv_heads, dim)
+    shapes = kvcache.row_shapes(blocks, BLOCK, kv_heads, dim, dim, CACHES[kind])
     caches = [(torch.randn(shape, device=device) * 30).to(CACHES[kind]) for shape in shapes]
     if kind:
         caches += [torch.rand(blocks, kv_heads, BLOCK, device=device) / 30 for _ in range(2)]

@@ -24,14 +24,14 @@ from tuili.core.policies import policies
 from tuili.core.request import Request
 from tuili.core.scheduler import Scheduler
 from tuili.engine.engine import Engine
-from tuili.executors.device import DeviceExecutor
+from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.sizes import kv_bytes_per_position, step_products, step_weight_bytes
 from tuili.ops.triton import FAST
 from tuili.plan.memory import Width
 from tuili.plan.roofline import decode_step
 from tuili.runtime.device import Cuda
-from tuili.runtime.host import Host
+from tuili.runtime.host import Interpreter
 
 #: Positions of a KV block.
 BLOCK = 16
@@ -84,7 +84,6 @@ def run_long(place: Place, arm: shapes.Arm) -> None:
 
 def start(place: Place, arm: shapes.Arm, works: list[Decode], prompts: list[int]) -> Bench | None:
     """The model and its engine; None, and noted, where that fails."""
-    ops.choose(FAST)
     held: list[Bench] = []
 
     def make() -> Entry:
@@ -104,7 +103,7 @@ class Bench:
         self.spec = shapes.spec_of(arm.model, place.tiny)
         self.longest = max([*(w.prompt + w.output for w in works), *(p + 1 for p in prompts)])
         began = time.perf_counter()
-        self.model = shapes.build(self.spec, arm.scheme, place.device, self.longest)
+        self.model = shapes.build(self.spec, arm.scheme, place.device, self.longest, ops.kernels_of(FAST))
         self.seconds = round(time.perf_counter() - began, 1)
         self.blocks = self._fitting(max(self.blocks_of(w) for w in works))
         self.rows = max(w.requests for w in works)
@@ -124,7 +123,7 @@ class Bench:
         if self.place.device != "cuda":
             return wanted
         torch.cuda.empty_cache()
-        block = self.spec.num_layers * BLOCK * kv_bytes_per_position(self.spec, "bfloat16")
+        block = BLOCK * kv_bytes_per_position(self.spec, "bfloat16")
         return min(wanted, int(0.8 * torch.cuda.mem_get_info()[0]) // block)
 
     # What is measured
@@ -260,8 +259,8 @@ def tensors_of(model: Decoder) -> list[torch.Tensor]:
 
 def engine_on(model: Decoder, device: str, blocks: int, rows: int, longest: int, sizes: Sequence[int]) -> Engine:
     """Two steps in flight, decode steps of ``sizes`` rows captured, no prefix reuse."""
-    on = Cuda() if device == "cuda" else Host()
-    executor = DeviceExecutor(
+    on = Cuda() if device == "cuda" else Interpreter()
+    executor = LocalExecutor(
         model,
         on,
         num_blocks=blocks,

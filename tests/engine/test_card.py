@@ -26,7 +26,7 @@ from tuili.engine.profile import asked_for, largest_step, measure
 from tuili.engine.resolve import resolve
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops.triton import Description, describe
-from tuili.runtime.host import Host
+from tuili.runtime.host import Interpreter
 
 MIB, GIB = 1 << 20, 1 << 30
 CARD = replace(probe(), gpu="H200", gpu_memory=4 * GIB, gpu_free=3 * GIB, cores=1)
@@ -124,7 +124,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     """This machine with a card, whose engine computes on the host."""
     found = Card(weights=200 * MIB, activations=300 * MIB, first=20 * MIB, other=MIB, context=500 * MIB, others=GIB)
     monkeypatch.setattr(build, "probe", lambda: CARD)
-    monkeypatch.setattr(build, "open_device", lambda config: Host())
+    monkeypatch.setattr(build, "open_device", lambda config: Interpreter())
     monkeypatch.setattr(build, "place", lambda config: "cpu")
     monkeypatch.setattr("tuili.engine.profile.CudaMeter", lambda: found)
     monkeypatch.setattr("tuili.ops.triton.describe", lambda: Description(True, card="H200"))
@@ -142,7 +142,7 @@ def test_on_a_card_the_engine_says_the_same_and_its_config_reproduces_it(tiny, c
     with caplog.at_level(logging.INFO, "tuili"), LLM(model, **SMALL) as llm:
         config = llm.engine.config
         assert (config.device, llm.engine.client.engine.depth) == ("cuda", 2)
-        assert llm.engine.client.engine.executor.runner.graphs.sizes == [1, 2, 3]
+        assert llm.engine.client.engine.executor.runner.captured.shapes == [(1, 1), (2, 1), (3, 1)]
         ids = prompt(9)
         assert llm.generate([ids], greedy(4))[0].outputs[0].token_ids == reference_greedy(tiny("llama"), ids, 4)
     for word in (

@@ -47,7 +47,7 @@ def test_everything_that_shapes_the_run_has_a_value():
         "kv_tokens": 128 * 4096,
     }
     assert config.served_model_name == "m"
-    assert config.kv_cache_memory_bytes == 128 * 4096 * SPEC.num_layers * kv_bytes_per_position(SPEC, config.dtype)
+    assert config.kv_cache_memory_bytes == 128 * 4096 * kv_bytes_per_position(SPEC, config.dtype)
 
 
 settings_drawn = st.fixed_dictionaries(

@@ -172,7 +172,7 @@ def test_real_configs_are_read(shared: Path) -> None:
         return next(s for name, s in read.items() if part in name)
 
     llama = spec("llama-2-7b-hf")
-    assert llama.num_layers * kv_bytes_per_position(llama, "bfloat16") == 524_288
+    assert kv_bytes_per_position(llama, "bfloat16") == 524_288
     assert spec("Llama-3.2-1B").rope.kind == "llama3"
     assert spec("gemma-2-9b-it").windows[:3] == (4096, None, 4096)
     assert (spec("Qwen3-0.6B").head_dim, spec("Qwen3-0.6B").tied) == (128, True)

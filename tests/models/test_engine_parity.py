@@ -15,6 +15,7 @@ from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
+from tuili.runtime.host import Host
 
 COUNT = 64
 START = prompt(20, seed=7)
@@ -23,7 +24,7 @@ PROMPTS = [START + prompt(3, seed=1), prompt(9, seed=2), START + prompt(13, seed
 
 def generate(model: Decoder, longest: int, groups: Sequence[Sequence[list[int]]], budget: int, count: int) -> list:
     """Greedy text of each prompt; the prompts of a group run together, the groups one after the other."""
-    executor = LocalExecutor(model, num_blocks=80, block_size=8, max_model_len=longest, max_num_seqs=4)
+    executor = LocalExecutor(model, Host(), num_blocks=80, block_size=8, max_model_len=longest, max_num_seqs=4)
     scheduler = Scheduler(
         executor.capacity,
         policies.get("fcfs")(),

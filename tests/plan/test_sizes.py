@@ -15,6 +15,7 @@ from tiny_models import CASES
 
 from tuili.base.errors import ConfigError
 from tuili.layers.decoder import Decoder
+from tuili.layers.kvspec import kv_specs
 from tuili.layers.linear import Embedding, Linear
 from tuili.layers.sizes import (
     kv_bytes_per_position,
@@ -35,6 +36,7 @@ from tuili.plan.model import open_spec
 from tuili.quant.scheme import Scheme
 from tuili.quant.size import stored_bytes
 from tuili.quant.weight import Weight
+from tuili.runtime.host import Host
 from tuili.runtime.kvstore import KVStore
 
 if TYPE_CHECKING:
@@ -99,20 +101,20 @@ def test_an_unknown_format_is_refused() -> None:
 @pytest.mark.parametrize("case", ["llama", "llama1", "llama3", "qwen3", "gemma3", "phi3", "mistral"])
 def test_kv_is_the_pool_that_is_allocated(tiny: Tiny, case: str, dtype: str) -> None:
     spec = open_checkpoint(tiny(case)).spec
-    store = KVStore(spec.num_layers, 7, 16, spec.num_kv_heads, spec.head_dim, getattr(torch, dtype))
+    store = KVStore(kv_specs(spec, dtype), 7, 16, Host())
     assert pool_bytes(spec, 7, 16, dtype) == store.nbytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_odd_blocks_and_heads_are_padded_as_the_pool_pads_them(tiny: Tiny, dtype: str) -> None:
     spec = replace(open_checkpoint(tiny("llama")).spec, head_dim=7)
-    store = KVStore(spec.num_layers, 3, 5, spec.num_kv_heads, 7, getattr(torch, dtype))
+    store = KVStore(kv_specs(spec, dtype), 3, 5, Host())
     assert pool_bytes(spec, 3, 5, dtype) == store.nbytes
 
 
 def test_kv_read_by_a_step_stays_in_the_windows(tiny: Tiny) -> None:
     gemma = open_checkpoint(tiny("gemma2")).spec  # windows of 8 in every other of 4 layers
-    per = kv_bytes_per_position(gemma, "float32")
+    per = kv_bytes_per_position(gemma, "float32") // 4
     assert [gemma.window(i) for i in range(4)] == [8, None, 8, None]
     assert step_kv_bytes(gemma, [5], "float32") == 4 * 5 * per
     assert step_kv_bytes(gemma, [100, 5], "float32") == (2 * 8 + 2 * 100 + 4 * 5) * per

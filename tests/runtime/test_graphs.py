@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from equality import BLOCK, LONGEST, ON_KERNELS, QUANTIZED, VOCAB, drive, engine, load, model, outputs, request
+from equality import (
+    BLOCK,
+    LONGEST,
+    ON_KERNELS,
+    QUANTIZED,
+    VOCAB,
+    batch_of,
+    drive,
+    engine,
+    load,
+    model,
+    outputs,
+    request,
+)
 
 from tuili import ops
+from tuili.base.errors import KernelError
 from tuili.layers.decoder import Decoder
+from tuili.layers.kvspec import kv_specs
 from tuili.ops import cpu
 from tuili.runtime.attention.paged import PagedAttention
-from tuili.runtime.batch import assemble
-from tuili.runtime.graphs import Graphs
+from tuili.runtime.captured import Parts
+from tuili.runtime.captured.native import NativeSteps
+from tuili.runtime.captured.recording import Guard, Unrecordable, Workspace
+from tuili.runtime.host import Host
 from tuili.runtime.kvstore import KVStore
-from tuili.runtime.recording import Guard, Unrecordable, Workspace
 
 pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
 ROWS, BLOCKS = 12, 40
 LLAMA = "llama-f32+cpu"
-
-
-@pytest.fixture(autouse=True)
-def _kernels() -> Iterator[None]:
-    with ops.use("cpu"):
-        yield
+CPU = ops.kernels_of("cpu") if cpu.describe().built else ops.REFERENCE
 
 
 class Wrapped:
@@ -36,7 +46,7 @@ class Wrapped:
 
     def __init__(self, inner: Decoder, change: Any):
         self.inner, self.change = inner, change
-        self.forward = inner.forward
+        self.forward, self.kernels = inner.forward, inner.kernels
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         self.ids = ids
@@ -46,17 +56,20 @@ class Wrapped:
         return self.change(self.inner.logits(hidden), self.ids)
 
 
-def pool(inner: Decoder, dtype: torch.dtype | None = None) -> KVStore:
-    spec = inner.spec
-    kv = KVStore(spec.num_layers, BLOCKS, BLOCK, spec.num_kv_heads, spec.head_dim, dtype or inner.dtype)
+def pool(inner: Decoder, dtype: str | None = None) -> KVStore:
+    dtype = dtype or str(inner.dtype).removeprefix("torch.")
+    kv = KVStore(kv_specs(inner.spec, dtype), BLOCKS, BLOCK, Host())
     generator = torch.Generator().manual_seed(0)
     for tensor in kv.tensors:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (40 if kv.scaled else 1))
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (40 if dtype == "int8" else 1))
     return kv
 
 
-def graphs(inner: Any, kv: KVStore) -> Graphs:
-    return Graphs(inner, kv, ROWS, np.zeros((ROWS, LONGEST // BLOCK), np.int64), PagedAttention())
+def steps(inner: Any, kv: KVStore) -> NativeSteps:
+    table = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long)
+    return NativeSteps(
+        Parts(inner, kv, Host(), PagedAttention(inner.kernels), table, torch.zeros(ROWS, dtype=torch.long))
+    )
 
 
 def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
@@ -70,12 +83,12 @@ def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.
 
 
 @torch.inference_mode()
-def captured(taken: Graphs, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor | None:
+def captured(taken: NativeSteps, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor | None:
     ids, positions, table, rows = inputs
     taken.inputs.blocks[:] = table
     for part, values in ((taken.inputs.ids, ids), (taken.inputs.positions, positions), (taken.inputs.rows, rows)):
         part[: len(ids)] = values
-    logits = taken.logits(len(ids))
+    logits = taken.logits((len(ids), 1))
     return None if logits is None else logits.clone()
 
 
@@ -83,29 +96,50 @@ def captured(taken: Graphs, inputs: tuple[list[int], list[int], np.ndarray, list
 def eager(inner: Any, kv: KVStore, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor:
     """The same step as the runner makes it when it is not captured."""
     ids, positions, table, rows = inputs
-    batch = assemble(positions, [1] * len(ids), table[rows], BLOCK, PagedAttention())
+    batch = batch_of(positions, [1] * len(ids), table[rows], inner.kernels)
     return inner.logits(inner.forward(inner.embed(torch.tensor(ids)), batch, kv))
 
 
 @pytest.mark.parametrize("name", [*ON_KERNELS, *QUANTIZED])
-@pytest.mark.parametrize("kv", [None, torch.int8], ids=["plain", "int8"])
-def test_replays_give_the_bits_of_eager_runs(name: str, kv: torch.dtype | None) -> None:
+@pytest.mark.parametrize("kv", [None, "int8"])
+def test_replays_give_the_bits_of_eager_runs(name: str, kv: str | None) -> None:
     inner = model(name)
     taken_kv, eager_kv = pool(inner, kv), pool(inner, kv)
-    taken, rng = graphs(inner, taken_kv), np.random.default_rng(1)
+    taken, rng = steps(inner, taken_kv), np.random.default_rng(1)
     for rows in (3, 1, 12, 3, 1, 3, 12, 12, 2, 2, 2):  # recorded, tried on other inputs, trusted; sizes interleaved
         inputs = step(rng, rows)
         have, want = captured(taken, inputs), eager(inner, eager_kv, inputs)
         assert have is not None, taken.why
         assert torch.equal(have, want)
         assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
-    assert taken.sizes == [1, 2, 3, 12]
+    assert taken.shapes == [(1, 1), (2, 1), (3, 1), (12, 1)]
+
+
+def test_a_replay_refuses_blocks_rows_and_ids_that_are_not_there() -> None:
+    inner = model(LLAMA)
+    taken, rng = steps(inner, pool(inner)), np.random.default_rng(7)
+    for _ in range(3):
+        captured(taken, step(rng, 2))
+    good = step(rng, 2)
+    want = captured(taken, good)
+    for part, value, named in ((0, VOCAB, "ids"), (1, LONGEST, "positions"), (2, BLOCKS, "slots"), (3, ROWS, "rows")):
+        bad = (list(good[0]), list(good[1]), good[2].copy(), list(good[3]))
+        if part == 2:
+            bad[2][bad[3][0]] = value
+        else:
+            bad[part][0] = value  # type: ignore[call-overload]
+        with pytest.raises(KernelError, match=f"element 0 of {named} is "):
+            captured(taken, bad)
+    have = captured(taken, good)
+    assert have is not None
+    assert want is not None
+    assert torch.equal(have, want)
 
 
 def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:
     inner = model("llama-bf16+cpu")
     kv = pool(inner)
-    taken, rng = graphs(inner, kv), np.random.default_rng(2)
+    taken, rng = steps(inner, kv), np.random.default_rng(2)
     for _ in range(3):
         captured(taken, step(rng, 5))
     inputs = step(rng, 5)
@@ -121,7 +155,7 @@ def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:
 
 def test_sizes_share_their_memory() -> None:
     inner = model(LLAMA)
-    taken, rng = graphs(inner, pool(inner)), np.random.default_rng(3)
+    taken, rng = steps(inner, pool(inner)), np.random.default_rng(3)
     captured(taken, step(rng, 12))
     slots = len(taken._workspace._slots)
     for rows in (1, 2, 5, 7, 11):
@@ -141,18 +175,18 @@ def test_sizes_share_their_memory() -> None:
 )
 def test_a_torch_op_among_the_calls_is_not_missed(change: Any, caplog: pytest.LogCaptureFixture) -> None:
     inner = Wrapped(model(LLAMA), change)
-    taken, rng = graphs(inner, pool(inner.inner)), np.random.default_rng(4)
+    taken, rng = steps(inner, pool(inner.inner)), np.random.default_rng(4)
     with caplog.at_level(logging.WARNING):
         assert captured(taken, step(rng, 2)) is None
     assert "torch computes aten." in taken.why
-    assert not taken.active
+    assert not taken.shapes
     assert [taken.why in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_value_that_the_recording_froze_is_noticed() -> None:
     """The model looks at its input outside of torch and acts on it: a replay would repeat the first step's decision."""
-    inner = Wrapped(model(LLAMA), lambda x, ids: ops.scale(x, 1.0 + int(ids.numpy()[0])))
-    taken, rng = graphs(inner, pool(inner.inner)), np.random.default_rng(5)
+    inner = Wrapped(model(LLAMA), lambda x, ids: CPU.scale(x, 1.0 + int(ids.numpy()[0])))
+    taken, rng = steps(inner, pool(inner.inner)), np.random.default_rng(5)
     assert captured(taken, step(rng, 2)) is not None
     assert captured(taken, step(rng, 2)) is None
     assert "other bits" in taken.why
@@ -165,21 +199,17 @@ def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
         if "seen" not in kept:
             kept["seen"] = torch.empty(x.shape)
             kept["seen"].numpy()[:] = 1.0
-        return ops.add(x, kept["seen"])
+        return CPU.add(x, kept["seen"])
 
     inner = Wrapped(model(LLAMA), once)
-    taken = graphs(inner, pool(inner.inner))
+    taken = steps(inner, pool(inner.inner))
     assert captured(taken, step(np.random.default_rng(6), 2)) is None
     assert "other bits" in taken.why
 
 
 def test_references_are_not_captured() -> None:
-    inner = model(LLAMA)
-    taken = graphs(inner, pool(inner))
-    assert taken.active
-    with ops.use("reference"):
-        assert not taken.active
-    assert taken.active
+    _, executor = engine("llama-f32", budget=64, blocks=100)
+    assert executor.runner.captured is None
 
 
 def test_views_are_allowed_and_memory_comes_back() -> None:
@@ -208,8 +238,8 @@ def test_an_engine_that_can_not_capture_says_the_same(name: str, monkeypatch: py
         for i, (prompt, count) in enumerate(load(5)):
             scheduler.add(request(str(i), prompt, max_tokens=count))
         said = outputs(drive(scheduler, executor))
-        assert executor.runner.graphs is not None
-        assert bool(executor.runner.graphs.sizes) != bool(executor.runner.graphs.why)
+        assert executor.runner.captured is not None
+        assert bool(executor.runner.captured.shapes) != bool(executor.runner.captured.why)
         return said
 
     want = text()

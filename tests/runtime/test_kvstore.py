@@ -10,23 +10,35 @@ from tuili.base.config import Config
 from tuili.base.hardware import Hardware
 from tuili.core.plan import BlockMove
 from tuili.engine.resolve import resolve
+from tuili.layers.kvspec import KVSpec, kv_specs
 from tuili.layers.spec import ModelSpec, RopeSpec
 from tuili.ops.attention import LARGEST
 from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.runtime.attention.paged import OVER_CODES
-from tuili.runtime.kvstore import KVStore
+from tuili.runtime.host import Host, Interpreter
+from tuili.runtime.kvstore import CODES, KVStore
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn]
 
 
+def scaled(dtype: torch.dtype) -> bool:
+    return dtype in CODES.values()
+
+
+def layers(count: int, dim: int, dtype: torch.dtype) -> list[KVSpec]:
+    """Of three heads."""
+    names = {code: name for name, code in CODES.items()}
+    return [KVSpec(3, dim, dim, names.get(dtype, str(dtype).removeprefix("torch.")))] * count
+
+
 def parts(kv: KVStore, layer: int) -> tuple[torch.Tensor, ...]:
-    return (*kv.layer(layer), *(kv.scales(layer) if kv.scaled else ()))
+    return kv.layers[layer]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_are_zero_then_moved_in_order(dtype: torch.dtype) -> None:
-    kv = KVStore(2, 4, 8, 3, 16, dtype)
-    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize + (2 * 2 * 4 * 8 * 3 * 4 if kv.scaled else 0)
+    kv = KVStore(layers(2, 16, dtype), 4, 8, Host())
+    assert kv.nbytes == 2 * 2 * 4 * 8 * 3 * 16 * dtype.itemsize + (2 * 2 * 4 * 8 * 3 * 4 if scaled(dtype) else 0)
     for layer in range(2):
         for tensor in parts(kv, layer):
             assert not tensor.float().any()
@@ -40,7 +52,7 @@ def test_blocks_are_zero_then_moved_in_order(dtype: torch.dtype) -> None:
 
 
 #: The layouts of processors and of cards.
-LAYOUTS = pytest.mark.parametrize("device", [None, torch.device("cpu")], ids=["cpu", "card"])
+LAYOUTS = pytest.mark.parametrize("device", [Host(), Interpreter()], ids=["cpu", "card"])
 
 
 def error(x: torch.Tensor, step: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -52,24 +64,24 @@ def error(x: torch.Tensor, step: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 @LAYOUTS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("block_size", "dim"), [(16, 64), (8, 24), (5, 7), (1, 2)])
-def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int, device: torch.device | None) -> None:
+def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int, device: Host) -> None:
     """At any size of block and head, odd ones too; what is rounded is off by half a step at most."""
-    kv = KVStore(1, 7, block_size, 3, dim, dtype, device)
+    kv = KVStore(layers(1, dim, dtype), 7, block_size, device)
     g = torch.Generator().manual_seed(dim)
     slots = torch.randperm(7 * block_size, generator=g)[:6]
     k, v = (torch.randn(6, 3, dim, generator=g) for _ in range(2))
     k[0] = 0
-    if not kv.scaled:
+    if not scaled(dtype):
         k, v = k.to(dtype), v.to(dtype)
-    (OVER_CODES[dtype][0] if kv.scaled else ops.write_kv)(k, v, *parts(kv, 0), slots)
+    (ops.table[OVER_CODES[dtype][0]] if scaled(dtype) else ops.write_kv)(k, v, *parts(kv, 0), slots)
     keys, values, *scales = parts(kv, 0)
     every = torch.arange(7)
-    bits = torch.int8 if kv.scaled else dtype
+    bits = torch.int8 if scaled(dtype) else dtype
     found = (
         cached_keys(keys.view(bits), every, dim).flatten(0, 1)[slots].view(dtype),
         cached_values(values.view(bits), every, block_size).flatten(0, 1)[slots].view(dtype),
     )
-    if not kv.scaled:
+    if not scaled(dtype):
         assert torch.equal(found[0], k)
         assert torch.equal(found[1], v)
         return
@@ -88,4 +100,4 @@ def test_the_pool_takes_what_resolve_says(kind: str, block_size: int, dim: int) 
     config = resolve(Config(dtype=dtype, kv_cache_dtype=cache, block_size=block_size), spec, machine)
     blocks = config.num_gpu_blocks_override
     assert blocks
-    assert KVStore(3, blocks, block_size, 2, dim, getattr(torch, kind)).nbytes == config.kv_cache_memory_bytes
+    assert KVStore(kv_specs(spec, kind), blocks, block_size, Host()).nbytes == config.kv_cache_memory_bytes

@@ -12,17 +12,27 @@ import torch
 from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.ops.sampling import cut_min_p, cut_top_k, cut_top_p
-from tuili.runtime.penalties import adjust
-from tuili.runtime.random import uniform
-from tuili.runtime.rows import Row, _remembers
-from tuili.runtime.sampler import rank, sample, settings, told
+from tuili.runtime.rows import Row
+from tuili.runtime.sampler import Sampled, choose_tokens, rank, read_logprobs, read_tokens, settings, uniform
 
 VOCAB = 50
 
 
 def row(tokens: list[int] | None = None, prompt_len: int = 0, **wishes: Any) -> Row:
     params = SamplingParams(**{"max_tokens": 100, **wishes})
-    return Row(0, params, prompt_len, _remembers(params), list(tokens or ()))
+    return Row(0, params, prompt_len, list(tokens or ()))
+
+
+def sample(logits: torch.Tensor, rows: list[Row], positions: list[int]) -> Sampled:
+    """One token per row, as a step on the CPU does it."""
+    wishes = settings([row.params for row in rows], positions)
+    return read_tokens(choose_tokens(logits, rows, positions, [torch.from_numpy(wish) for wish in wishes]), rows)
+
+
+def adjust(scores: torch.Tensor, row: Row, position: int) -> None:
+    for rule in row.rules:
+        if rule.applies(row, position):
+            rule.apply(scores, row, position)
 
 
 def scores(seed: int = 0, rows: int = 1, vocab: int = VOCAB) -> torch.Tensor:
@@ -189,7 +199,7 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 
 
 def test_top_logprobs_counts_per_row() -> None:
-    entries = told(rank(scores(8, rows=3), torch.tensor([1, 2, 3]), 5), [0, 2, 5])
+    entries = read_logprobs(rank(scores(8, rows=3), torch.tensor([1, 2, 3]), 5), [0, 2, 5])
     assert [len(e.top) for e in entries] == [0, 2, 5]
 
 

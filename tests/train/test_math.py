@@ -20,8 +20,8 @@ from tuili.train.recipe import Recipe
 def test_the_training_kernel_meets_its_reference(sample: ops.Sample) -> None:
     args, kwargs = sample.make(torch.Generator().manual_seed(0))
     want = ops.table["causal_attention"].reference(*args, **kwargs)
-    with ops.use("train"):
-        got = ops.causal_attention(*args, **kwargs)
+    kernels = ops.kernels_of("train")
+    got = kernels.causal_attention(*args, **kwargs)
     tolerance = 1e-5 if want.dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
@@ -127,9 +127,8 @@ def test_a_team_has_the_gradient_of_one_plain_model(recipe: Recipe) -> None:
         losses.append(F.cross_entropy(scores, batch.targets, reduction="sum"))
     total = sum(losses, torch.zeros(())) / sum(len(x) - 1 for x in ids)
     total.backward()
-    with ops.use("train"):
-        grads, loss = team.gradient(packed)
-        assert team.evaluate(packed) == pytest.approx(loss, rel=1e-5)
+    grads, loss = team.gradient(packed)
+    assert team.evaluate(packed) == pytest.approx(loss, rel=1e-5)
     team.close()
     assert loss == pytest.approx(total.item(), rel=1e-5)
     for name, weight in plain.named_parameters():

@@ -159,16 +159,16 @@ def _prompt(engine: TextEngine, prompt: str) -> list[int]:
 
 def _hidden(engine: TextEngine, ids: list[int]) -> torch.Tensor:
     """Hidden states [n, hidden] of ``ids``, through the engine's own KV cache and attention."""
-    import numpy as np
     import torch
 
     from tuili.runtime.batch import assemble
 
     runner = engine.client.engine.executor.runner  # type: ignore[attr-defined]
-    size = runner.kv.block_size
-    table = np.arange(-(-len(ids) // size), dtype=np.int64)[None]
-    batch = assemble([0], [len(ids)], table, size, runner.attention)
+    size, count = runner.kv.block_size, len(ids)
+    table = torch.arange(-(-count // size)).unsqueeze(0)
+    place = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.tensor([0, count])
     with torch.inference_mode():
+        batch = assemble(*place, count, count, table, size, runner.attention)
         hidden: torch.Tensor = runner.model.forward(runner.model.embed(torch.tensor(ids)), batch, runner.kv)
     return hidden
 

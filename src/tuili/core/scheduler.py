@@ -181,9 +181,8 @@ class Scheduler:
                 continue
             try:
                 self._share(step, order, index)
-            except Exception as error:  # law 6, and law 7: the next update() says so
-                why = f"{type(error).__name__} in the scheduler: {error}"
-                self._overdue.append(self._finish(entry, FinishReason.ERROR, error=why))
+            except Exception as error:
+                self._fail(entry, error)
 
     def _share(self, step: _Step, order: list[Entry], index: int) -> None:
         entry = order[index]
@@ -226,27 +225,42 @@ class Scheduler:
 
     def _admit(self, step: _Step) -> None:
         """Waiting requests in the order of rank; the first that does not fit blocks those behind it."""
-        whole_prompts = 0
+        before = len(step.chunks)
         while step.budget > 0 and self._rows < self.max_num_seqs and (entry := self._waiting.peek()):
             if self._blocked and self._blocked[0] is entry and self.cache.num_free <= self._blocked[1]:
                 return
-            request = entry.request
-            reads = request.params.prompt_logprobs is None  # their hidden states are needed, not only their KV
-            found = self.cache.lookup(entry.table, request.tokens) if reads else []
-            reused = len(found) * self.cache.block_size
-            count = len(request.tokens) - reused
-            if self.enable_chunked_prefill:
-                count = min(count, step.budget)
-            elif count > step.budget and whole_prompts:
-                return
-            if not self.cache.admit(entry.table, found, entry.limit if self.reserve_kv else len(request.tokens)):
-                self._blocked = (entry, self.cache.num_free)
-                return
-            whole_prompts += 1
-            self._start(entry, reused)
-            if reads and self.cache.reuse and not request.preemptions:
-                self.cache.count_query(len(request.tokens), reused)
-            self._add_chunk(step, entry, count, tuple(entry.table.blocks), tuple(request.tokens[:reused]))
+            try:
+                if not self._admit_next(step, entry, alone=len(step.chunks) == before):
+                    return
+            except Exception as error:
+                self._fail(entry, error)
+
+    def _admit_next(self, step: _Step, entry: Entry, alone: bool) -> bool:
+        """Start the first of the queue; False where the step has no room. ``alone``: it admitted nobody else so far."""
+        request = entry.request
+        reads = request.params.prompt_logprobs is None  # their hidden states are needed, not only their KV
+        found = self.cache.lookup(entry.table, request.tokens) if reads else []
+        reused = len(found) * self.cache.block_size
+        count = len(request.tokens) - reused
+        if self.enable_chunked_prefill:
+            count = min(count, step.budget)
+        elif count > step.budget and not alone:
+            return False
+        if not self.cache.admit(entry.table, found, entry.limit if self.reserve_kv else len(request.tokens)):
+            self._blocked = (entry, self.cache.num_free)
+            return False
+        self._start(entry, reused)
+        if reads and self.cache.reuse and not request.preemptions:
+            self.cache.count_query(len(request.tokens), reused)
+        self._add_chunk(step, entry, count, tuple(entry.table.blocks), tuple(request.tokens[:reused]))
+        return True
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        """Something went wrong with one request's books: it ends (law 6), and the next ``update`` says so (law 7)."""
+        if entry.state is State.WAITING:  # it may have been given blocks already
+            self.cache.release(entry.table)
+        why = f"{type(error).__name__} in the scheduler: {error}"
+        self._overdue.append(self._finish(entry, FinishReason.ERROR, error=why))
 
     def _start(self, entry: Entry, reused: int) -> None:
         request = entry.request

@@ -142,42 +142,31 @@ def start(config: Config, executor: Executor, explain: Callable[[Exception], str
 def open_executor(
     config: Config, model: Decoder, progress: Progress | None = None, sizes: Sequence[int] | None = None
 ) -> Executor:
-    """Where plans of a resolved config run on ``model``: a device, or this process. ``sizes`` are those of the steps
-    that a device captures, unless they are the config's."""
+    """Where plans of a resolved config run on ``model``. ``sizes`` are those of the steps that a card captures, unless
+    they are the config's."""
     numbers = (config.num_gpu_blocks_override, config.max_model_len, config.max_num_seqs)
     assert None not in numbers, "not resolved"
     num_blocks, max_model_len, max_num_seqs = cast(tuple[int, ...], numbers)
-    if on_device(config):
-        from tuili.executors.device import DeviceExecutor
-
-        return DeviceExecutor(
-            model,
-            open_device(config),
-            num_blocks=num_blocks,
-            block_size=config.block_size,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            capture_sizes=capture_sizes(config) if sizes is None else sizes,
-            kv_cache_dtype=config.kv_cache_dtype,
-            progress=progress,
-        )
     from tuili.executors.local import LocalExecutor
 
     return LocalExecutor(
         model,
+        open_device(config),
         num_blocks=num_blocks,
         block_size=config.block_size,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
-        enforce_eager=config.enforce_eager or config.compile,
+        enforce_eager=config.enforce_eager or (config.compile and not on_device(config)),
+        capture_sizes=capture_sizes(config) if sizes is None else sizes,
         kv_cache_dtype=config.kv_cache_dtype,
+        progress=progress,
     )
 
 
 def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Decoder:
-    """The model of a resolved config, on its device and on the ops that compute from now on.
+    """The model of a resolved config, on its device and with the kernels that compute it.
 
-    The C++ kernels get the weights in their order. The choice of ops is the process's: the engine started last decides.
+    The C++ kernels get the weights in their order. Their threads are the process's: the engine started last decides.
     """
     let_waiting_threads_sleep()
     import torch
@@ -188,17 +177,16 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
 
     threads = cast(int, config.threads)
     torch.set_num_threads(threads)
-    chosen = backend(config)
-    if chosen == "cpu":
+    kernels = ops.kernels_of(backend(config))
+    if kernels.backend == "cpu":
         cpu.set_threads(threads)
-    ops.choose(chosen)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
-    if chosen == "reference" and config.quantization != "none":
+    if kernels.backend == "reference" and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    plain = chosen != "cpu" and scheme == Scheme()
+    plain = kernels.backend != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     length = cast(int, config.max_model_len)
-    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config), kernels)
     if config.compile:
         from tuili.layers.compiled import Compiled
 

@@ -14,6 +14,7 @@ from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
+from tuili.engine.captures import on_device
 
 if TYPE_CHECKING:
     from tuili.runtime.device import Device
@@ -98,7 +99,7 @@ def backend(config: Config) -> str:
         return "triton_invariant" if config.deterministic else "triton"
     if cpu.describe().built:
         return "cpu"
-    log.info("kernels: torch's references, exact and slow: %s", cpu.describe().why)
+    log.warning("kernels: torch's references, exact and slow: %s", cpu.describe().why)
     return "reference"
 
 
@@ -108,8 +109,10 @@ def place(config: Config) -> str:
 
 
 def open_device(config: Config) -> Device:
-    """The device of a resolved config that runs on one (``captures.on_device``)."""
+    """The device of a resolved config."""
     from tuili.runtime.device import Cuda
-    from tuili.runtime.host import Host
+    from tuili.runtime.host import Host, Interpreter
 
-    return Cuda() if config.device == "cuda" else Host()
+    if config.device == "cuda":
+        return Cuda()
+    return Interpreter() if on_device(config) else Host()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from tuili.layers.build import Build
 from tuili.layers.linear import Linear
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles
+from tuili.layers.shapes import projections
 from tuili.layers.spec import ModelSpec
+
+
+class Kind(NamedTuple):
+    """How a layer attends: scores times ``scale``, over the last ``window`` positions (None: all), capped."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
 
 
 class AttentionBackend(Protocol):
@@ -28,9 +38,7 @@ class AttentionBackend(Protocol):
         layer: int,
         batch: Any,
         kv: Any,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        kind: Kind,
     ) -> torch.Tensor: ...
 
 
@@ -45,15 +53,15 @@ class Batch(Protocol):
 
 
 class Attention(nn.Module):
-    def __init__(self, spec: ModelSpec, layer: int):
+    def __init__(self, spec: ModelSpec, layer: int, build: Build):
         super().__init__()
         self.layer = layer
-        self.heads, self.kv_heads, self.dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        self.scale, self.window, self.softcap = spec.scale, spec.window(layer), spec.attention_softcap
-        parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
-        self.qkv_proj = Linear(spec.hidden_size, parts, spec.qkv_bias)
-        self.o_proj = Linear(parts[0], spec.hidden_size, spec.out_bias)
-        norm = (self.dim, spec.norm_eps, spec.norm_offset)
+        self.dim = spec.head_dim
+        self.kind = Kind(spec.scale, spec.window(layer), spec.attention_softcap)
+        shapes = projections(spec)
+        self.qkv_proj = Linear(*shapes["attention.qkv_proj"], build)
+        self.o_proj = Linear(*shapes["attention.o_proj"], build)
+        norm = (self.dim, spec.norm_eps, spec.norm_offset, build)
         self.q_norm = RMSNorm(*norm) if spec.qk_norm else None
         self.k_norm = RMSNorm(*norm) if spec.qk_norm else None
 
@@ -68,8 +76,7 @@ class Attention(nn.Module):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angles: Angles, batch: Batch, kv: Any
     ) -> torch.Tensor:
-        kind = self.scale, self.window, self.softcap
-        return batch.attention.attend(q, k, v, angles, self.layer, batch, kv, *kind)
+        return batch.attention.attend(q, k, v, angles, self.layer, batch, kv, self.kind)
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:
         """What the heads found, ``out`` [n, heads, dim], back in the residual stream: [n, hidden]."""

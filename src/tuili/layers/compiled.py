@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 import torch
 
 from tuili.layers.decoder import Decoder
-from tuili.ops.compiled import make_traceable
+from tuili.layers.linear import Matrix
+from tuili.ops.compiled import Traced
+from tuili.ops.kernels import Kernels
 
 #: Numbers of rows to compile for: one is special to torch, the other stands for all others, whose loops are laid out
 #: as it wants them.
@@ -30,7 +33,7 @@ class Compiled:
     def __init__(self, model: Decoder):
         began = time.perf_counter()
         self.model = model
-        make_traceable()
+        self._traced = Traced(model.kernels)
         parts: dict[str, Callable[..., Any]] = {"before": model.block.before, "after": model.block.after}
         self._parts = {name: torch.compile(part, fullgraph=True) for name, part in parts.items()}
         self.on()
@@ -41,11 +44,21 @@ class Compiled:
     def on(self) -> None:
         for layer in self.model.layers:
             vars(layer).update({name: MethodType(part, layer) for name, part in self._parts.items()})
+        self._compute_with(self._traced)
 
     def off(self) -> None:
         for layer in self.model.layers:
             for name in self._parts:
                 vars(layer).pop(name, None)
+        self._compute_with(self.model.kernels)
+
+    def _compute_with(self, kernels: Kernels) -> None:
+        """In what is compiled: the blocks, and the last norm."""
+        for module in (*self.model.layers.modules(), self.model.norm):
+            if "kernels" in vars(module):
+                vars(module)["kernels"] = kernels
+            if isinstance(module, Matrix) and module.stored is not None:
+                module.stored = replace(module.stored, kernels=kernels)
 
 
 @torch.inference_mode()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from tuili.layers.kvspec import kv_specs
+from tuili.layers.shapes import norms, projections
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import Scheme
 from tuili.quant.size import BYTES, stored_bytes
@@ -30,30 +32,10 @@ def parameters(spec: ModelSpec) -> dict[str, Shape]:
 
 def block_parameters(spec: ModelSpec) -> dict[str, Shape]:
     """Those of one block, projections fused as layers fuse them."""
-    hidden, inner, heads = spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim
-    qkv = heads + 2 * spec.num_kv_heads * spec.head_dim
-    projections = {
-        "attention.qkv_proj": (qkv, hidden, spec.qkv_bias),
-        "attention.o_proj": (hidden, heads, spec.out_bias),
-        "mlp.gate_up_proj": (2 * inner, hidden, spec.mlp_bias),
-        "mlp.down_proj": (hidden, inner, spec.mlp_bias),
-    }
     found: dict[str, Shape] = {}
-    for name, (out, into, bias) in projections.items():
-        found |= {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
-    if spec.qk_norm:
-        found |= {f"attention.{norm}.weight": (spec.head_dim,) for norm in ("q_norm", "k_norm")}
-    norms = ["attention_norm", "mlp_norm"]
-    norms += ["attention_post_norm", "mlp_post_norm"] if spec.post_norms else []
-    return found | {f"{norm}.weight": (hidden,) for norm in norms}
-
-
-def parts(spec: ModelSpec, module: str) -> tuple[int, ...]:
-    """Outputs of the projections that are fused into ``module``, in order."""
-    if module.endswith("qkv_proj"):
-        return spec.num_heads * spec.head_dim, *(spec.num_kv_heads * spec.head_dim,) * 2
-    assert module.endswith("gate_up_proj"), module
-    return (spec.intermediate_size,) * 2
+    for name, (into, parts, bias) in projections(spec).items():
+        found |= {f"{name}.weight": (sum(parts), into)} | ({f"{name}.bias": (sum(parts),)} if bias else {})
+    return found | {f"{name}.weight": (length,) for name, length in norms(spec).items()}
 
 
 def parameter_count(spec: ModelSpec) -> int:
@@ -101,35 +83,19 @@ def step_products(spec: ModelSpec) -> int:
 
 # KV ------------------------------------------------------------------------------------------------------------------
 
-#: Types of KV that are codes of a byte and a float32 scale per head.
-SCALED = ("int8", "fp8")
-
 
 def kv_bytes_per_position(spec: ModelSpec, dtype: str) -> int:
-    """Bytes of K and V of one position in one layer. int8, fp8: a code per value and a float32 scale per head."""
-    scale = 4 if dtype in SCALED else 0
-    return 2 * spec.num_kv_heads * (spec.head_dim * _kv_value_bytes(dtype) + scale)
-
-
-def _kv_value_bytes(dtype: str) -> int:
-    return 1 if dtype in SCALED else BYTES[dtype]
+    """Bytes of K and V of one position in all layers. int8, fp8: a code per value and a float32 scale per head."""
+    return sum(layer.position_bytes for layer in kv_specs(spec, dtype))
 
 
 def pool_bytes(spec: ModelSpec, num_blocks: int, block_size: int, dtype: str) -> int:
-    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not. Halves and codes lie in pairs
-    (of dimensions for keys, of positions for values), so that odd sizes are padded."""
-    pair = 1 if dtype == "float32" else 2
-    dim, scales = spec.head_dim, 2 * 4 * block_size if dtype in SCALED else 0
-    values = block_size * _up(dim, pair) + _up(block_size, pair) * dim
-    return spec.num_layers * num_blocks * spec.num_kv_heads * (values * _kv_value_bytes(dtype) + scales)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+    """Bytes of a KV pool: every layer keeps every position of its blocks, windows or not."""
+    return num_blocks * sum(layer.block_bytes(block_size) for layer in kv_specs(spec, dtype))
 
 
 def step_kv_bytes(spec: ModelSpec, contexts: Iterable[int], dtype: str) -> int:
     """Bytes of K and V that attention reads to compute one row at the end of each of ``contexts`` (positions, the new
     one included): of a layer with a window only the window."""
-    positions = sum(min(length, spec.window(i) or length) for length in contexts for i in range(spec.num_layers))
-    return positions * kv_bytes_per_position(spec, dtype)
+    layers = kv_specs(spec, dtype)
+    return sum(min(length, layer.window or length) * layer.position_bytes for length in contexts for layer in layers)

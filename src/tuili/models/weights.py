@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from tuili.layers.decoder import Decoder
     from tuili.models.source import Coded, Plain
+    from tuili.ops import Kernels
     from tuili.quant.place import Place
     from tuili.quant.scheme import Scheme
     from tuili.quant.weight import Codes, Weight
@@ -64,17 +65,20 @@ def load_model(
     progress: Progress | None = None,
     scheme: Scheme | None = None,
     device: str | torch.device = "cpu",
+    kernels: Kernels | None = None,
 ) -> Decoder:
     """The checkpoint's model, weights in ``dtype`` (float32, bfloat16, float16), ready for ``max_model_len`` tokens.
 
     ``scheme``: how its matrices are stored; None: as plain parameters. Those that the checkpoint holds rounded are
-    stored as they are. ``device``: where to; the order is that of the kernels that were chosen (``place_on``).
+    stored as they are. ``device``: where to, in the order of the ``kernels`` that compute (None: the references).
     Evaluation mode, no gradients. Raises ModelError, and ConfigError for an unknown ``dtype`` or a ``scheme`` that
     would round what is rounded.
     """
     import torch
 
+    from tuili.layers.build import Build
     from tuili.layers.decoder import Decoder
+    from tuili.ops import REFERENCE
     from tuili.quant.place import place_on
 
     if dtype not in DTYPES:
@@ -83,8 +87,8 @@ def load_model(
     if scheme is not None:
         refuse_rounding_twice(scheme.format, spec)
     with torch.device("meta"):
-        model = Decoder(spec)
-    place = place_on(device)
+        model = Decoder(spec, Build(kernels or REFERENCE))
+    place = place_on(device, model.kernels)
     load_weights(model, checkpoint, getattr(torch, dtype), place, progress, scheme)
     model.requires_grad_(False).eval()
     if spec.rope.kind in ("dynamic", "longrope") and max_model_len > spec.rope.original_len:
@@ -92,19 +96,19 @@ def load_model(
             "%s: rope %r is stretched for max_model_len %d; up to %d it is not, which is more exact on short texts",
             *(checkpoint.name, spec.rope.kind, max_model_len, spec.rope.original_len),
         )
-    _tell(model, place.kernels)
+    _tell(model, place.packing)
     model.prepare(max_model_len)
     return model
 
 
-def _tell(model: Decoder, kernels: str) -> None:
+def _tell(model: Decoder, packing: str) -> None:
     """Log what runs otherwise than its name says."""
     from tuili.quant.scheme import packing_of
 
     stored = [weight.scheme for module in model.modules() if (weight := _stored(module)) is not None]
-    if kernels == "cpu" and (slow := {s.format for s in stored if s.wide_scales or packing_of(s, "cpu") == "bytes"}):
+    if packing == "cpu" and (slow := {s.format for s in stored if s.wide_scales or packing_of(s, "cpu") == "bytes"}):
         log.warning("%s weights like these run on torch's references on a CPU: exact and slow", "/".join(sorted(slow)))
-    if kernels != "cpu" and any(s.format == "int4" and not s.weight_only for s in stored):
+    if packing != "cpu" and any(s.format == "int4" and not s.weight_only for s in stored):
         log.info("int4 weights: on a device activations are not rounded (W4A16)")
 
 

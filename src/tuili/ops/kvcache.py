@@ -29,14 +29,21 @@ def value_shape(blocks: int, block_size: int, kv_heads: int, dim: int, dtype: to
     return blocks, kv_heads, -(-block_size // p), dim, p
 
 
-def cache_shapes(
-    blocks: int, block_size: int, kv_heads: int, dim: int
-) -> tuple[tuple[int, int, int, int, int], tuple[int, int, int, int, int]]:
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def word_shapes(blocks: int, block_size: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> Shapes:
+    """Of keys and values as a processor reads them best: ``key_shape`` and ``value_shape``."""
+    keys = key_shape(blocks, block_size, heads, key_dim, dtype)
+    return keys, value_shape(blocks, block_size, heads, value_dim, dtype)
+
+
+def row_shapes(blocks: int, block_size: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> Shapes:
     """Of keys and values as a card reads them best: each a row, the tokens of a block and head one piece of memory.
 
-    The same layouts with other packs: all of ``dim`` in one, and a position per pack.
+    The same layouts with other packs: all of ``key_dim`` in one, and a position per pack.
     """
-    return (blocks, kv_heads, 1, block_size, dim), (blocks, kv_heads, block_size, dim, 1)
+    return (blocks, heads, 1, block_size, key_dim), (blocks, heads, block_size, value_dim, 1)
 
 
 def cached_keys(k_cache: torch.Tensor, blocks: torch.Tensor, dim: int) -> torch.Tensor:

@@ -126,7 +126,7 @@ def plan_memory(
         concurrency=concurrency,
         parameters=parameter_count(spec),
         weights=weight_bytes(spec, width.dtype, width.scheme, kernels_of(step)),
-        kv_token=spec.num_layers * kv_bytes_per_position(spec, kv_dtype),
+        kv_token=kv_bytes_per_position(spec, kv_dtype),
         kv_request=request,
         kv_window=step_kv_bytes(spec, [context], kv_dtype),
         kv=concurrency * request,

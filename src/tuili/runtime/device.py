@@ -1,9 +1,10 @@
-"""``Device``: what the runner needs of a card. ``Cuda`` is the real one; tests bring stand-ins that compute on the CPU.
+"""``Device``: what the runner needs of what computes. ``Host`` is the processor, ``Cuda`` a card; tests bring others.
 
 Work is a closure of kernel launches and copies. It is handed over and done in order; the host learns that it is done,
-and what went wrong, by waiting for it. Launches on CUDA are asynchronous, so ``Cuda`` runs a closure at once and the
-card follows; a stand-in may run it when somebody waits for it. So a closure takes what it needs with it, and what it
-reads on the host (pinned memory) stays as it is until its work is done.
+and what went wrong, by waiting for it. A processor has done it when ``submit`` returns. Launches on CUDA are
+asynchronous, so ``Cuda`` runs a closure at once and the card follows; a stand-in may run it when somebody waits for it.
+So a closure takes what it needs with it, and what it reads on the host (pinned memory) stays as it is until its work is
+done.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ class Work(Protocol[T_co]):
 
 
 class Device(Protocol):
-    """One card, with a queue of its own. ``torch_device`` is where its tensors live."""
+    """One processor or card, with a queue of its own. ``torch_device`` is where its tensors live.
+
+    ``is_host``: the processor that Python runs on. Its memory is the host's, so nothing is copied, and its work is done
+    when ``submit`` returns.
+    """
 
     torch_device: torch.device
+    is_host: bool
 
     def host(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """Memory of the host that the device copies from and to while the host goes on (CUDA: pinned)."""
@@ -90,6 +96,8 @@ class _Launched(Generic[T]):
 
 class Cuda:
     """An NVIDIA card, ``index`` as CUDA counts them: one stream for everything, one memory pool for all graphs."""
+
+    is_host = False
 
     def __init__(self, index: int = 0):
         self.torch_device = torch.device("cuda", index)

@@ -1,4 +1,4 @@
-"""``Host``: the processor as a ``Device``, where Triton's interpreter computes: the path of a card, without one."""
+"""``Host``: the processor as a ``Device``; ``Interpreter``: where Triton's interpreter stands for a card."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class _Done(Generic[T]):
 class Host:
     """Does everything at once; what it captures, it calls again."""
 
+    is_host = True
+
     def __init__(self) -> None:
         self.torch_device = torch.device("cpu")
 
@@ -51,3 +53,9 @@ class Host:
 
     def close(self) -> None:
         """Nothing is left to wait for."""
+
+
+class Interpreter(Host):
+    """The path of a card, without one: everything is copied there and back, and KV lies as a card reads it."""
+
+    is_host = False

@@ -4,68 +4,62 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from tuili.core.plan import BlockMove
-from tuili.ops.kvcache import cache_shapes, key_shape, value_shape
+from tuili.layers.kvspec import KVSpec
+from tuili.ops.kvcache import row_shapes, word_shapes
+from tuili.runtime.device import Device
 
 #: ``--kv-cache-dtype`` where it is not the activations': codes that have a scale per token and head.
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class KVStore:
-    """The tensors that attention reads, each with all layers' blocks: [layers, blocks, ...].
+    """The tensors that attention reads: of each layer, keys and values as its ``KVSpec`` says, [blocks, ...] each, in
+    the layouts of ``ops.kvcache`` that the device reads best.
 
-    Keys and values in the layouts of ``ops.kvcache``, a card's on a ``device`` that is one; for a pool of codes
-    (``scaled``) also their scales, float32 [layers, blocks, kv_heads, block_size]. Zeroed, so that the padding of a
-    block is never NaN; on the CPU by the operating system, page by page at first use, so that a large pool costs
-    neither start-up time nor memory before it is needed.
+    Of codes (``scaled``) also their scales, float32 [blocks, heads, block_size]. Zeroed, so that the padding of a block
+    is never NaN; on a processor by the operating system, page by page at first use, so that a large pool costs neither
+    start-up time nor memory before it is needed.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        num_blocks: int,
-        block_size: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device | None = None,
-    ):
-        sizes = (num_blocks, block_size, kv_heads, head_dim)
-        self.num_blocks, self.block_size, self.device = num_blocks, block_size, device
-        self.scaled = dtype in CODES.values()
-        shapes = (key_shape(*sizes, dtype), value_shape(*sizes, dtype)) if device is None else cache_shapes(*sizes)
-        self.tensors = [self._zeros((layers, *shape), dtype) for shape in shapes]
-        if self.scaled:
-            scales = (layers, num_blocks, kv_heads, block_size)
-            self.tensors += [self._zeros(scales, torch.float32) for _ in range(2)]
+    def __init__(self, specs: Sequence[KVSpec], num_blocks: int, block_size: int, device: Device):
+        self.specs, self.num_blocks, self.block_size, self.device = tuple(specs), num_blocks, block_size, device
+        #: Of each layer: keys, values, and where they are codes the scales of both.
+        self.layers = [self._allocate(spec) for spec in specs]
 
-    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return _untouched(shape, dtype) if self.device is None else torch.zeros(shape, dtype=dtype, device=self.device)
+    def _allocate(self, spec: KVSpec) -> tuple[torch.Tensor, ...]:
+        dtype = CODES.get(spec.dtype) or getattr(torch, spec.dtype)
+        shapes = word_shapes if self.device.is_host else row_shapes
+        sizes = self.num_blocks, self.block_size, spec.heads
+        keys, values = shapes(*sizes, spec.key_dim, spec.value_dim, dtype)
+        made = self._zeros(keys, dtype), self._zeros(values, dtype)
+        scales = (self.num_blocks, spec.heads, self.block_size)
+        return made + tuple(self._zeros(scales, torch.float32) for _ in range(2 if spec.scaled else 0))
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of one layer: views [blocks, ...]."""
-        return self.tensors[0][index], self.tensors[1][index]
-
-    def scales(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Their scales, in a pool of codes: views [blocks, kv_heads, block_size]."""
-        return self.tensors[2][index], self.tensors[3][index]
+    def _zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        on = self.device
+        return _untouched(shape, dtype) if on.is_host else torch.zeros(shape, dtype=dtype, device=on.torch_device)
 
     def move(self, moves: Iterable[BlockMove]) -> None:
         """Copy blocks, in order."""
         for move in moves:
             for tensor in self.tensors:
-                tensor[:, move.target] = tensor[:, move.source]
+                tensor[move.target] = tensor[move.source]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for layer in self.layers for tensor in layer]
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _untouched(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Zeros that are untouched memory (``torch.zeros`` writes them out), on huge pages where there are some."""
     size = math.prod(shape) * dtype.itemsize
     if size == 0:

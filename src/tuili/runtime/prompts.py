@@ -7,7 +7,7 @@ import torch
 from tuili.core.plan import Chunk, TopLogprobs
 from tuili.layers.decoder import Decoder
 from tuili.runtime.rows import Row
-from tuili.runtime.sampler import Top, rank, told
+from tuili.runtime.sampler import Top, rank, read_logprobs
 
 #: Rows of prompt logits computed at once: bounds memory at large vocabularies.
 PROMPT_LOGITS_SLICE = 256
@@ -18,7 +18,7 @@ def is_judged(chunk: Chunk) -> bool:
     return chunk.params.prompt_logprobs is not None and chunk.start < chunk.prompt_len
 
 
-def judge(model: Decoder, chunk: Chunk, row: Row, ids: torch.Tensor, hidden: torch.Tensor) -> list[Top]:
+def judge_prompt(model: Decoder, chunk: Chunk, row: Row, ids: torch.Tensor, hidden: torch.Tensor) -> list[Top]:
     """Of prompt positions ``max(1, start) .. min(start + count, prompt_len) - 1``, in slices, on the device.
 
     ``ids`` [count], ``hidden`` [count, hidden]: the chunk's positions. A position is judged by the hidden state before
@@ -30,10 +30,14 @@ def judge(model: Decoder, chunk: Chunk, row: Row, ids: torch.Tensor, hidden: tor
     row.before = hidden[-1:].clone()
     parts = zip(sources.split(PROMPT_LOGITS_SLICE), targets.split(PROMPT_LOGITS_SLICE), strict=False)
     count = chunk.params.prompt_logprobs or 0
-    return [rank(model.logits(source[: len(target)]), target, count) for source, target in parts if len(target)]
+    return [
+        rank(model.logits(source[: len(target)]), target, count, model.kernels)
+        for source, target in parts
+        if len(target)
+    ]
 
 
-def entries(chunk: Chunk, judged: list[Top]) -> list[TopLogprobs]:
-    """What ``judge`` found, on the CPU, as numbers."""
+def read_judged(chunk: Chunk, judged: list[Top]) -> list[TopLogprobs]:
+    """What ``judge_prompt`` found, on the CPU, as numbers."""
     count = chunk.params.prompt_logprobs or 0
-    return [entry for top in judged for entry in told(top, [count] * len(top[0]))]
+    return [entry for top in judged for entry in read_logprobs(top, [count] * len(top[0]))]

@@ -1,37 +1,40 @@
-"""What the data plane remembers of each request between steps: its block table and what its sampling needs."""
+"""What the data plane remembers of each request between steps: its place in the block table, its sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk
+from tuili.runtime.rules import Rule, rules_of
 
 
 @dataclass(slots=True)
 class Row:
-    """One request. ``tokens`` are its ids so far, kept only where it ``remembers`` (penalties, bad words)."""
+    """One request. ``tokens`` are its ids so far, kept only where one of its ``rules`` reads them (``remembers``)."""
 
     index: int
     params: SamplingParams
     prompt_len: int
-    remembers: bool
     tokens: list[int]
+    rules: tuple[Rule, ...] = field(init=False)
+    remembers: bool = field(init=False)
     num_blocks: int = 0
-    #: The id sampled last, for a chunk whose last id was still unknown to the scheduler (depth 2, law 4).
+    #: The id that was read last, and how many were sampled after it by steps in flight.
     last: int | None = None
-    #: Whether a step that was submitted to a device samples, or sampled, for this row.
-    sampled: bool = False
-    #: [vocab] occurrences in the output, and presence in prompt or output; made on first use by the sampler.
-    output_counts: torch.Tensor | None = None
-    seen: torch.Tensor | None = None
-    counted: int = 0
+    unread: int = 0
+    #: What rules remember of the request, by rule.
+    notes: dict[type[Rule], Any] = field(default_factory=dict)
     #: Hidden state before the next chunk's first position: its prompt logprob needs it.
     before: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.rules = rules_of(self.params)
+        self.remembers = any(rule.reads_tokens for rule in self.rules)
 
     def ids(self, chunk: Chunk) -> Sequence[int]:
         """The ids of the chunk's positions; the one that the scheduler could not know yet is the last sample."""
@@ -59,16 +62,10 @@ def decodes(chunk: Chunk) -> bool:
     )
 
 
-def _remembers(p: SamplingParams) -> bool:
-    penalised = p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
-    return penalised or bool(p.bad_words_ids)
-
-
 class Rows:
-    """Row slots of up to ``max_rows`` requests; ``table`` [max_rows, max_blocks] int64 holds their block ids."""
+    """Row slots of up to ``max_rows`` requests."""
 
-    def __init__(self, max_rows: int, max_blocks: int):
-        self.table = np.zeros((max_rows, max_blocks), np.int64)
+    def __init__(self, max_rows: int):
         self._rows: dict[str, Row] = {}
         self._free = list(range(max_rows - 1, -1, -1))
 
@@ -84,15 +81,11 @@ class Rows:
             self._free.append(row.index)
 
     def advance(self, chunk: Chunk) -> Row:
-        """The chunk's row, created if this is an admission, with its new blocks and tokens."""
+        """The chunk's row, created if this is an admission, with its new blocks counted."""
         if chunk.admitted:
             self.drop(chunk.id)
-            row = Row(self._free.pop(), chunk.params, chunk.prompt_len, _remembers(chunk.params), list(chunk.history))
-            self._rows[chunk.id] = row
+            row = self._rows[chunk.id] = Row(self._free.pop(), chunk.params, chunk.prompt_len, list(chunk.history))
         else:
             row = self._rows[chunk.id]
-        if chunk.new_blocks:
-            end = row.num_blocks + len(chunk.new_blocks)
-            self.table[row.index, row.num_blocks : end] = chunk.new_blocks
-            row.num_blocks = end
+        row.num_blocks += len(chunk.new_blocks)
         return row

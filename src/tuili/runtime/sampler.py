@@ -1,103 +1,140 @@
 """Logits to tokens, in the order of interfaces.md 5.1. Every row's result depends on that row only (law 5).
 
-Raw logits -> logprobs -> allowed ids -> bad words -> min_tokens -> logit_bias -> repetition, frequency, presence
-penalty -> argmax if greedy, else temperature -> min_p -> top_k -> top_p -> draw.
+Raw logits -> logprobs -> rules (``runtime.rules``) -> argmax if greedy, else temperature -> min_p -> top_k -> top_p ->
+draw. Random numbers are a function of (seed, position): the same tokens whatever the batch or the schedule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.core.plan import TopLogprobs
+from tuili.ops import REFERENCE, Kernels
 from tuili.runtime.device import send
-from tuili.runtime.penalties import adjust, needs_adjusting
-from tuili.runtime.random import uniform
 from tuili.runtime.rows import Row
 
 #: Log-probabilities of some tokens, one per row of logits, and of the highest: tokens, values, ranks [rows], top
 #: values, top ids [rows, width].
 Top = tuple[torch.Tensor, ...]
+#: The largest ``top_k`` that means anything else than the whole vocabulary.
+MOST = 2**31 - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Chosen:
     """Tensors of the logits' device: ``ids`` [rows], ``finite`` [rows] whether they mean anything, and ``top`` of the
-    rows whose requests ask for logprobs, in order (empty: none)."""
+    rows whose requests ask for logprobs, in order (empty: none). ``broken``: rows whose own rules failed, and why."""
 
     ids: torch.Tensor
     finite: torch.Tensor
     top: Top = ()
+    broken: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """``tokens[i]`` for row i (None where its logits were not finite) and its logprobs where asked for."""
 
     tokens: list[int | None]
     logprobs: list[TopLogprobs | None]
 
 
-def sample(logits: torch.Tensor, rows: Sequence[Row], positions: Sequence[int]) -> Sampled:
-    """One token per row of ``logits`` [rows, vocab] (any float type), on the CPU.
+def settings(params: Sequence[SamplingParams], positions: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """What ``ops.draw`` takes beside the logits, a value per row; nothing where all are greedy.
 
     ``positions[i]`` is the absolute position that the token will take: with the row's seed it decides the draw.
     """
-    wishes = settings([row.params for row in rows], positions)
-    return tell(decide(logits, rows, positions, [torch.from_numpy(wish) for wish in wishes]), rows)
-
-
-def settings(params: Sequence[SamplingParams], positions: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """What ``ops.draw`` takes beside the logits, a value per row; nothing where all are greedy."""
     if all(p.greedy for p in params):
         return ()
     wishes = np.array([(0.0 if p.greedy else p.temperature, p.min_p, p.top_p) for p in params], np.float32).T.copy()
     seeds = np.array([p.seed or 0 for p in params], np.int64)
     u = uniform(seeds, np.array(positions, np.int64))
-    return wishes[0], wishes[1], np.array([p.top_k for p in params], np.int64), wishes[2], u
+    return wishes[0], wishes[1], np.array([min(p.top_k, MOST) for p in params], np.int64), wishes[2], u
 
 
-def decide(
-    logits: torch.Tensor, rows: Sequence[Row], positions: Sequence[int], wishes: Sequence[torch.Tensor]
+def uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """One float64 in [0, 1) per pair of ``seeds`` and ``positions`` [n] (any 64-bit integers)."""
+    state = _mix(seeds.astype(np.int64).view(np.uint64) + _GOLDEN)  # arrays wrap around without a word
+    state = _mix(state + (positions.astype(np.int64).view(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (state >> np.uint64(11)) * (1.0 / 2**53)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer (Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195)."""
+    for shift, factor in _MIX:
+        x = (x ^ (x >> shift)) * factor
+    return x ^ (x >> np.uint64(31))
+
+
+def choose_tokens(
+    logits: torch.Tensor,
+    rows: Sequence[Row],
+    positions: Sequence[int],
+    wishes: Sequence[torch.Tensor],
+    kernels: Kernels = REFERENCE,
 ) -> Chosen:
-    """The device's part of ``sample``: reads nothing back. ``wishes``: the ``settings``, where the logits are."""
-    ids, finite = _choose(logits, wishes)
-    changed = [i for i, row in enumerate(rows) if needs_adjusting(row, positions[i])]
-    if changed:
-        at = send(changed, logits.device)
+    """One token per row of ``logits`` [rows, vocab] (any float type). The device's part: reads nothing back.
+
+    ``positions[i]`` is where row i's token will stand; ``wishes``: the ``settings``, where the logits are.
+    """
+    ids, finite = _draw(logits, wishes, kernels)
+    broken: dict[int, str] = {}
+    if ruled := [i for i, row in enumerate(rows) if row.rules and _is_ruled(i, row, positions[i], broken)]:
+        at = send(ruled, logits.device)
         scores = logits[at].float()
-        for own_scores, i in zip(scores, changed, strict=True):
-            adjust(own_scores, rows[i], positions[i])
-        ids[at], finite[at] = _choose(scores, [wish[at] for wish in wishes])
+        for own_scores, i in zip(scores, ruled, strict=True):
+            _apply_rules(own_scores, i, rows[i], positions[i], broken)
+        ids[at], finite[at] = _draw(scores, [wish[at] for wish in wishes], kernels)
     asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     if not asked:
-        return Chosen(ids, finite)
+        return Chosen(ids, finite, (), broken)
     width = max(_width(rows[i].params.logprobs or 0, logits) for i in asked)
     if len(asked) == len(rows):
-        return Chosen(ids, finite, rank(logits, ids, width))
+        return Chosen(ids, finite, rank(logits, ids, width, kernels), broken)
     at = send(asked, logits.device)
-    return Chosen(ids, finite, rank(logits[at], ids[at], width))
+    return Chosen(ids, finite, rank(logits[at], ids[at], width, kernels), broken)
 
 
-def tell(chosen: Chosen, rows: Sequence[Row]) -> Sampled:
+def _is_ruled(i: int, row: Row, position: int, broken: dict[int, str]) -> bool:
+    """Whether a rule changes the scores of ``row``. One that fails ends its request only (law 6)."""
+    try:
+        return any(rule.applies(row, position) for rule in row.rules)
+    except Exception as error:
+        broken[i] = f"{type(error).__name__} in a rule for its logits: {error}"
+        return False
+
+
+def _apply_rules(scores: torch.Tensor, i: int, row: Row, position: int, broken: dict[int, str]) -> None:
+    """Change one row's ``scores`` [vocab] in place. A rule that fails ends its request only (law 6)."""
+    try:
+        for rule in row.rules:
+            if rule.applies(row, position):
+                rule.apply(scores, row, position)
+    except Exception as error:
+        broken[i] = f"{type(error).__name__} in a rule for its logits: {error}"
+
+
+def read_tokens(chosen: Chosen, rows: Sequence[Row]) -> Sampled:
     """The host's part: tensors of the CPU as numbers."""
     tokens = [id if ok else None for id, ok in zip(chosen.ids.tolist(), chosen.finite.tolist(), strict=True)]
     logprobs: list[TopLogprobs | None] = [None] * len(rows)
     if chosen.top:
         asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        entries = told(chosen.top, [rows[i].params.logprobs or 0 for i in asked])
+        entries = read_logprobs(chosen.top, [rows[i].params.logprobs or 0 for i in asked])
         for i, entry in zip(asked, entries, strict=True):
             logprobs[i] = entry if tokens[i] is not None else None
     return Sampled(tokens, logprobs)
 
 
-def _choose(logits: torch.Tensor, wishes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return ops.draw(logits, *wishes) if wishes else ops.argmax(logits)
+def _draw(logits: torch.Tensor, wishes: Sequence[torch.Tensor], kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
+    return kernels.draw(logits, *wishes) if wishes else kernels.argmax(logits)
 
 
 def _width(count: int, logits: torch.Tensor) -> int:
@@ -105,12 +142,12 @@ def _width(count: int, logits: torch.Tensor) -> int:
     return vocab if count < 0 else min(count, vocab)
 
 
-def rank(logits: torch.Tensor, tokens: torch.Tensor, width: int) -> Top:
+def rank(logits: torch.Tensor, tokens: torch.Tensor, width: int, kernels: Kernels = REFERENCE) -> Top:
     """Log-softmax of ``logits`` [rows, vocab] at ``tokens`` [rows], and its ``width`` highest entries (-1: all)."""
-    return tokens, *ops.logprobs(logits, tokens, _width(width, logits))
+    return tokens, *kernels.logprobs(logits, tokens, _width(width, logits))
 
 
-def told(top: Top, counts: Sequence[int]) -> list[TopLogprobs]:
+def read_logprobs(top: Top, counts: Sequence[int]) -> list[TopLogprobs]:
     """``top``, on the CPU, as numbers, of row i the ``counts[i]`` highest (-1: all)."""
     ends = [None if count < 0 else count for count in counts]
     return [

@@ -13,13 +13,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from tuili import ops
 from tuili.base.errors import ConfigError, TuiliError, nearest
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
 from tuili.train import checkpoint, corpus, data, loop, schedule, tokenizer
-from tuili.train import kernels as _registered  # noqa: F401  the "train" implementations of ops
 from tuili.train.export import model_spec
 from tuili.train.optimizer import Optimizer
 from tuili.train.prompts import Prompter
@@ -142,14 +140,13 @@ def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool
 
 @contextmanager
 def prepared(device: torch.device) -> Iterator[None]:
-    """One thread per op and the training kernels while the block runs; both as before afterwards."""
+    """One thread per op while the block runs; as before afterwards."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_memory()
     try:
-        with ops.use("train"):
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from tuili.base.errors import ConfigError, ModelError
 from tuili.base.registry import Registry
-from tuili.layers.sizes import parameters, parts
+from tuili.layers.shapes import projections
+from tuili.layers.sizes import parameters
 from tuili.layers.spec import ModelSpec, Rounded
 from tuili.models import Family, family_of
 from tuili.models.fields import shown
@@ -105,7 +106,8 @@ def _rounded(config: Mapping[str, Any], family: type[Family], spec: ModelSpec, f
                 f"config.json: quantization_config: {ours} is one matrix here, and the checkpoint's parts of it are "
                 f"held in different ways ({held}); quantize them alike"
             )
-        ends = list(accumulate(parts(spec, ours) if others else ()))[:-1]
+        parts = projections(spec)[ours.split(".", 2)[2]].parts if others else ()
+        ends = list(accumulate(parts))[:-1]
         if any(end % scheme.height for end in ends):
             scheme = replace(scheme, height=1)  # blocks that begin anew in each part: their scales output by output
         if scheme != Scheme():
