@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tuili.base.errors import ConfigError, ModelError, nearest
 from tuili.base.log import get
 from tuili.layers.spec import refuse_rounding_twice
-from tuili.models import families
+from tuili.models import families, make_decoder
 from tuili.models.checkpoint import Checkpoint
 from tuili.models.fields import DTYPES
 from tuili.models.files import (
@@ -77,7 +77,6 @@ def load_model(
     import torch
 
     from tuili.layers.build import Build
-    from tuili.layers.decoder import Decoder
     from tuili.ops import REFERENCE
     from tuili.quant.place import place_on
 
@@ -87,7 +86,7 @@ def load_model(
     if scheme is not None:
         refuse_rounding_twice(scheme.format, spec)
     with torch.device("meta"):
-        model = Decoder(spec, Build(kernels or REFERENCE))
+        model = make_decoder(spec, Build(kernels or REFERENCE))
     place = place_on(device, model.kernels)
     load_weights(model, checkpoint, getattr(torch, dtype), place, progress, scheme)
     model.requires_grad_(False).eval()
@@ -121,8 +120,6 @@ def load_weights(
     scheme: Scheme | None = None,
 ) -> None:
     """Fill ``model`` (on meta) from the checkpoint's ``*.safetensors``. ModelError lists all that is wrong."""
-    from tuili.models.source import Source
-
     expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
         files = [(path, stack.enter_context(open_file(path))) for path in weight_files(checkpoint.path)]
@@ -140,17 +137,26 @@ def load_weights(
                 for name in members[target]
             ]
             slices, fill = _room(model, target, parameter, dtype, _exact(wanted, parts, target), place)
-            source = Source(parts)
             rounding = wanted is not None and wanted.format != "dense" and parameter.dim() == 2
-            for start, end in slices:
-                rows = source.read(start, end)
+            for start, end, rows in _read_slices(parts, slices):
                 if rounding:
                     _refuse_not_finite(rows, members[target])
                 fill(start, _brought(rows, place))
-                source.release(start, end)
                 done += (end - start) * parameter[:1].numel() * dtype.itemsize
                 if progress is not None:
                     progress(target, done, total)
+
+
+def _read_slices(
+    parts: list[Plain | Coded], slices: list[tuple[int, int]]
+) -> Iterator[tuple[int, int, torch.Tensor | Codes]]:
+    """The rows of each slice of ``parts`` on top of each other; those that were read are released."""
+    from tuili.models.source import Source
+
+    source = Source(parts)
+    for start, end in slices:
+        yield start, end, source.read(start, end)
+        source.release(start, end)
 
 
 def _refuse_not_finite(rows: torch.Tensor | Codes, names: list[str]) -> None:
