@@ -329,7 +329,7 @@ def group(**changes: Any) -> dict[str, Any]:
         ("ct-w4a16-g32", {"ignore": "lm_head"}, "ignore='lm_head'"),
         ("ct-w4a16-g32", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config="),
         ("ct-w4a16-g32", group(targets=["re:.*[qk]_proj"]), "attention.qkv_proj is one matrix here.*v_proj"),
-        ("fp8-block", {"weight_block_size": [64, 128]}, "blocks of 64 x 128"),
+        ("fp8-block", {"weight_block_size": [64, 128]}, r"weight_block_size=\[64, 128\]"),
         ("fp8-block", {"fmt": "e5m2"}, "fmt='e5m2'"),
         ("gptq-sym", {"bits": 3}, "integers of 3 bits"),
         ("gptq-sym", {"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
@@ -387,7 +387,7 @@ def test_all_that_is_wrong_with_the_tensors_is_in_one_error(made: Made, tmp_path
 def test_tensors_of_another_type_or_shape_than_they_say(made: Made, tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.o_proj."
     cases: list[tuple[str, dict[str, torch.Tensor | None], str]] = [
-        ("ct-w8a8-channel", {name + "weight": torch.ones(128, 128)}, "o_proj.weight is torch.float32"),
+        ("ct-w8a8-channel", {name + "weight": torch.ones(128, 128)}, r"o_proj.weight \(is F32, config.json says I8\)"),
         ("ct-w4a16-g32", {name + "weight_shape": torch.tensor([64, 128])}, r"weight_shape is \[64, 128\]"),
         ("gptq-sym", {name + "bias": torch.ones(128)}, "o_proj.bias is not zero"),
         ("ct-w8a8-channel", {name + "weight_zero_point": torch.ones(128, 1, dtype=torch.int8)}, "says symmetric"),

@@ -26,7 +26,7 @@ from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
-from tuili.models.files import weight_files
+from tuili.models.shards import weight_files
 from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
