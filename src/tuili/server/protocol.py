@@ -29,10 +29,11 @@ def _ids(value: Any, check: Callable[[Any], Any]) -> Any:
     found: list[int] = []
     for start in range(0, len(value), _PART):
         part = value[start : start + _PART]
-        kinds = set(map(type, part))
+        kinds: set[type] = set(map(type, part))
         if kinds == {int, float} or kinds == {float}:  # JSON knows one kind of number
             whole = list(map(int, part))
-            part, kinds = (whole, {int}) if whole == part else (part, kinds)
+            if whole == part:
+                part, kinds = whole, {int}
         if kinds != {int} or min(part) < 0 or max(part) >= ID_LIMIT:
             place = start + next(at for at, id in enumerate(part) if type(id) is not int or not 0 <= id < ID_LIMIT)
             raise PydanticCustomError("item", "Token ids are integers from 0 to 2147483647", {"item": [place]})
