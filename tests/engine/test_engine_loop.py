@@ -60,8 +60,8 @@ def test_depth_keeps_that_many_plans_in_flight():
 def test_records_add_up():
     run = engine(budget=16, seqs=4)
     records = []
-    run.listeners.append(records.append)
-    run.listeners.append(lambda stats: 1 / 0)  # a broken metric ends nobody's request
+    run.listeners.append(lambda plan, result, stats: records.append(stats))
+    run.listeners.append(lambda plan, result, stats: 1 / 0)  # a broken metric ends nobody's request
     for i in range(6):
         run.add(request(f"r{i}", length=10, max_tokens=4))
     drain(run)

@@ -26,7 +26,8 @@ from tuili import LLM, SamplingParams, ops
 from tuili.base.errors import ConfigError, ModelError
 from tuili.layers.decoder import Decoder
 from tuili.layers.linear import Matrix
-from tuili.layers.sizes import parts, weight_bytes
+from tuili.layers.shapes import projections
+from tuili.layers.sizes import weight_bytes
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model, to_hf
 from tuili.ops import Kernels, cpu, triton
@@ -683,5 +684,6 @@ def test_parts_of_a_fused_matrix_are_where_layers_have_them(tiny: Tiny) -> None:
     for case in ("llama", "gemma2", "phi3", "mistral-full"):
         model = load(tiny(case), scheme=None)
         block = model.layers[0]
-        assert parts(model.spec, "layers.0.attention.qkv_proj") == block.attention.qkv_proj.parts
-        assert parts(model.spec, "layers.0.mlp.gate_up_proj") == block.mlp.gate_up_proj.parts
+        shapes = projections(model.spec)
+        assert shapes["attention.qkv_proj"].parts == block.attention.qkv_proj.parts
+        assert shapes["mlp.gate_up_proj"].parts == block.mlp.gate_up_proj.parts

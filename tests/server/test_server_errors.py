@@ -7,8 +7,9 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import pytest
-from scripted import Server, run
+from scripted import Server, executor, run
 
 from tuili.server.protocol import ChatRequest, CompletionRequest
 
@@ -328,12 +329,27 @@ def test_a_request_that_fails(server: Server) -> None:
 
 def test_a_full_queue(make_server: Callable[..., Server]) -> None:
     server = make_server(max_num_queued_reqs=2, max_num_seqs=1)
-    body = {"prompt": ["x"] * 20, "temperature": 0}
-    for stream in (False, True):
-        answer = server.post(TEXT, {**body, "stream": stream})
+    body = {"prompt": ["x"] * 3, "temperature": 0}
+    assert server.post(TEXT, body).status_code == 200, "one row and two places in the queue are free"
+
+    async def two_at_once() -> list[httpx.Response]:
+        executor(server.engine).gate.clear()
+        async with server.client() as client:
+            first = asyncio.create_task(client.post(TEXT, json=body))
+            while not server.engine.snapshot().num_running:
+                await asyncio.sleep(0.001)
+            found = [await client.post(TEXT, json={**body, "stream": stream}) for stream in (False, True)]
+            executor(server.engine).gate.set()
+            return [await first, *found]
+
+    first, *others = run(two_at_once())
+    assert first.status_code == 200
+    for answer in others:
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "ServiceUnavailableError")
         assert int(answer.headers["retry-after"]) >= 1
     server.wait_idle()
+    assert "takes 3 requests at a time" in refused(server, TEXT, {**body, "prompt": ["x"] * 20}, "prompt")
+    assert "takes 3 requests at a time" in refused(server, TEXT, {"prompt": "x", "n": 4}, "n")
     assert server.post(TEXT, {**body, "prompt": "x"}).status_code == 200
     text = server.get("/metrics").text
     line = 'vllm:admission_rejections_total{engine="0",model_name="scripted",reason="queue_full"} 2.0'
@@ -361,7 +377,7 @@ def test_a_bug_is_a_500_with_a_traceback_in_the_log(
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(server.engine, "encode_chat", broken)
-    monkeypatch.setattr(server.engine, "generate", broken)
+    monkeypatch.setattr(server.engine, "stream", broken)
     for path, body in ((CHAT, {"messages": HELLO}), (TEXT, {"prompt": "x"}), (TEXT, {"prompt": "x", "stream": True})):
         caplog.clear()
         answer = server.post(path, body)

@@ -138,7 +138,7 @@ def read_override(text: str) -> str:
         return text
     try:
         return Path(text).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL in the name, no such user's home
         raise ConfigError(f"--chat-template {text!r} is no readable file ({error}), and no Jinja text") from error
 
 

@@ -18,6 +18,8 @@ from tuili.engine.pieces import Pieces, compile_decoder
 from tuili.models.fields import Fields, shown
 from tuili.models.read import read_json, read_text
 
+#: Characters that are tokenized in 2.5 ms or so.
+LONG_TEXT = 4000
 #: Bytes of tokenizer.json, and of merges.txt. The largest known have 33 and 2 million.
 MOST_TOKENIZER, MOST_MERGES = 1 << 29, 64 << 20
 #: How Qwen2 cuts text before BPE, for directories that hold vocab.json and merges.txt only.
@@ -65,7 +67,18 @@ class Tokenizer:
         return frozenset(flagged | {id for id in named if id is not None})
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """The ids of each text. More than ``LONG_TEXT`` characters free the GIL, so that other threads go on."""
+        if sum(map(len, texts)) > LONG_TEXT:
+            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        else:
+            found = [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        return [self._opened(one.ids, text, add_special_tokens) for one, text in zip(found, texts, strict=True)]
+
+    def _opened(self, ids: list[int], text: str, add_special_tokens: bool) -> list[int]:
+        """``ids`` with or without the token that begins a text, as ``add_bos_token`` has it."""
         wanted = self._bos_wanted
         if not add_special_tokens or wanted is None or self.bos is None:
             return ids
