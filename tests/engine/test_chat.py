@@ -230,9 +230,9 @@ def test_where_templates_are_looked_for(tmp_path):
     (tmp_path / "mine.jinja").write_text("M")
     assert find_template(tmp_path, {}, str(tmp_path / "mine.jinja")) == "M"
     assert find_template(tmp_path, {}, "{{ messages }}") == "{{ messages }}"
-<<<<<<< HEAD
-    with pytest.raises(ConfigError, match="no readable file"):
-        find_template(tmp_path, {}, "nowhere.jinja")
+    for name in ("nowhere.jinja", "a\0b", "~no such user/x", str(tmp_path)):
+        with pytest.raises(ConfigError, match="no readable file"):
+            find_template(tmp_path, {}, name)
 
 
 # Content as string or parts, null, or missing ------------------------------------------------------------------------
@@ -483,8 +483,3 @@ def test_templates_that_cannot_be_read_are_named(tmp_path):
     os.mkfifo(file)
     with pytest.raises(ModelError, match="not a regular file"):
         find_template(tmp_path, {})
-=======
-    for name in ("nowhere.jinja", "a\0b", "~no such user/x", str(tmp_path)):
-        with pytest.raises(ConfigError, match="no readable file"):
-            find_template(tmp_path, {}, name)
->>>>>>> main
