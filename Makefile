@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-kernels-asan test-slow lint format bench bench-rivals soak clean gpu-check
+.PHONY: help serve test abi test-kernels-asan test-slow lint format bench bench-rivals soak clean gpu-check
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
@@ -52,6 +52,9 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+abi: $(VENV)/.installed-dev  # src/abi.h from ops/cpu/contract.py
+	@$(BIN)/python -c "from tuili.ops.cpu import abi; abi.HEADER.write_text(abi.header(), 'utf-8')"
 
 test-kernels-asan: $(VENV)/.installed-dev
 	cmake -S . -B build/asan -DTUILI_SANITIZE=ON && cmake --build build/asan -j 2

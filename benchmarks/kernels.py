@@ -28,6 +28,8 @@ from tuili.ops.samples import paged
 from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight
 
+KERNELS = ops.kernels_of("cpu")
+
 Arm = tuple[str, Callable[[], Any]]
 
 
@@ -65,7 +67,7 @@ def linear_arms(rows: int, inputs: int, outputs: int, dtype: torch.dtype, quick:
     size = inputs * outputs * dtype.itemsize
     count = copies(rows, size, quick)
     weights = [torch.empty(outputs, inputs, dtype=dtype).uniform_(-1, 1) for _ in range(count)]
-    arena = cpu.Arena()
+    arena = cpu.Arena(KERNELS)
     tiles = [cpu.pack(w, arena.empty(cpu.packed_shape(outputs, inputs, dtype), dtype)) for w in weights]
     x = torch.randn(rows, inputs).to(dtype)
     mine = cpu.packed_linear.implementations["cpu"]
@@ -106,7 +108,7 @@ def limited(arms: list[Arm], repeats: int, calls: int) -> tuple[dict[str, float]
 def quantized_arms(rows: int, inputs: int, outputs: int, scheme: Scheme, quick: bool) -> tuple[list[Arm], int]:
     """Integer weights: torch's own weight-only product, and ours with int8 and with bfloat16 activations."""
     count = copies(rows, inputs * outputs * (2 if scheme.format == "int8" else 1) // 2, quick)
-    arena, weight = cpu.Arena(), torch.randn(outputs, inputs).bfloat16()
+    arena, weight = cpu.Arena(KERNELS), torch.randn(outputs, inputs).bfloat16()
     stored = [Weight.of(weight, scheme, arena).tensors for _ in range(count)]
     x = torch.randn(rows, inputs).bfloat16()
     if scheme.format == "int8":

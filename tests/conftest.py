@@ -28,11 +28,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True)
 def plain_process() -> None:
-    """Engines choose the ops and threads of their process, commands its log; no test inherits a choice."""
+    """Engines choose the threads of their process, commands its log; no test inherits a choice."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "tuili.ops" in sys.modules:
-        sys.modules["tuili.ops"].choose("reference")
     logger = logging.getLogger("tuili")  # commands set it up for a terminal, where caplog hears nothing
     logger.handlers[:], logger.propagate = [], True
     logger.setLevel(logging.NOTSET)

@@ -6,7 +6,6 @@ import functools
 import random
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from tuili.core.policies import policies
 from tuili.core.request import FinishReason, Request, Update
 from tuili.core.scheduler import Scheduler
 from tuili.executors.local import LocalExecutor
+from tuili.layers.build import Build
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.ops import cpu
+from tuili.ops import REFERENCE, Kernels, cpu
 from tuili.quant.scheme import SCHEMES, Scheme
 from tuili.runtime.attention.paged import PagedAttention
 from tuili.runtime.batch import ForwardBatch, assemble
@@ -95,17 +95,13 @@ def kv_cache_dtype(name: str) -> str:
     return "fp8" if name.endswith(KV_FP8) else "int8" if name.endswith(KV8) else "auto"
 
 
-def backend(name: str) -> AbstractContextManager[None]:
-    """Run the block on the ops that ``name`` asks for."""
-    return ops.use("cpu" if KERNELS in name else "reference")
-
-
 @functools.cache
-def model(name: str) -> Decoder:
-    """A random model whose greedy text wanders (weights large enough that no token dominates)."""
+def model(name: str, backend: str = "") -> Decoder:
+    """A random model whose greedy text wanders (weights large enough that no token dominates), on the kernels that its
+    name asks for, or those called ``backend``."""
     plain, *ways = name.split("+")
     spec, dtype = SPECS[plain]
-    decoder = Decoder(spec)
+    decoder = Decoder(spec, Build(ops.kernels_of(backend or ("cpu" if KERNELS in name else "reference"))))
     generator = torch.Generator().manual_seed(len(plain))
     for key, parameter in decoder.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -164,10 +160,11 @@ def device_engine(
     budget: int,
     blocks: int,
     rows: int = 6,
+    backend: str = "",
     decoder: Any = None,
 ) -> tuple[Scheduler, LocalExecutor]:
     executor = LocalExecutor(
-        decoder or model(name),
+        decoder or model(name, backend),
         device,
         **sizes(name, blocks, rows),
         capture_sizes=capture_sizes,
@@ -227,8 +224,10 @@ def outputs(updates: list[Update]) -> dict[str, tuple[int, ...]]:
     return {id: tuple(out) for id, out in tokens.items()}
 
 
-def batch_of(starts: Sequence[int], counts: Sequence[int], table: np.ndarray) -> ForwardBatch:
+def batch_of(
+    starts: Sequence[int], counts: Sequence[int], table: np.ndarray, kernels: Kernels = REFERENCE
+) -> ForwardBatch:
     """The batch of requests that compute ``counts[i]`` positions from ``starts[i]``; ``table`` [r, blocks] int64."""
     bounds = np.concatenate(([0], np.cumsum(counts)))
     places = (torch.from_numpy(np.asarray(part, np.int64)) for part in (range(len(starts)), starts, bounds))
-    return assemble(*places, sum(counts), max(counts), torch.from_numpy(table), BLOCK, PagedAttention())
+    return assemble(*places, sum(counts), max(counts), torch.from_numpy(table), BLOCK, PagedAttention(kernels))

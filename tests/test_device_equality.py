@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from equality import BLOCK, LONGEST, drive, load, model, outputs, request, scheduler_for
 
-from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.core.plan import Chunk, StepPlan
 from tuili.executors.local import LocalExecutor
@@ -59,7 +58,7 @@ def device() -> Device:
 
 @functools.cache
 def decoder(name: str, width: str) -> Decoder:
-    made = copy.deepcopy(model(name)).to(device().torch_device)
+    made = copy.deepcopy(model(name, triton.INVARIANT)).to(device().torch_device)
     made.prepare(LONGEST)
     if width != "none":
         made.store(SCHEMES[width])
@@ -103,12 +102,11 @@ def ways() -> list[Any]:
 @pytest.mark.parametrize(("arm", "way"), ways(), ids=str)
 def test_deterministic_text_equals_the_naive_loop(arm: Arm, way: tuple[Any, ...]) -> None:
     budget, pool, reuse, chunked, depth, captured = way
-    with ops.use(triton.INVARIANT):
-        runs = executor(arm, POOLS[pool], 6, captured)
-        scheduler = scheduler_for(runs, budget, 6, reuse, "fcfs", chunked)
-        for i, (prompt, count) in enumerate(LOAD):
-            scheduler.add(request(str(i), prompt, max_tokens=count))
-        got = outputs(drive(scheduler, runs, depth))
-        scheduler.check_integrity()
-        for i, (prompt, count) in enumerate(LOAD):
-            assert got[str(i)] == naive(arm, prompt, count), f"request {i}"
+    runs = executor(arm, POOLS[pool], 6, captured)
+    scheduler = scheduler_for(runs, budget, 6, reuse, "fcfs", chunked)
+    for i, (prompt, count) in enumerate(LOAD):
+        scheduler.add(request(str(i), prompt, max_tokens=count))
+    got = outputs(drive(scheduler, runs, depth))
+    scheduler.check_integrity()
+    for i, (prompt, count) in enumerate(LOAD):
+        assert got[str(i)] == naive(arm, prompt, count), f"request {i}"

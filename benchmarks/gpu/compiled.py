@@ -285,18 +285,17 @@ def run_engine(arm: Any) -> None:
     from unittest.mock import patch
 
     from gpu import shapes, speed
-    from tuili import ops
-    from tuili.ops.table import table
+    from tuili.ops import Kernels
 
     def ones(x: torch.Tensor, *size: Any, **more: Any) -> torch.Tensor:
         return x.new_ones(size[0] if isinstance(size[0], tuple) else size, **more)
 
     real = shapes.spec_of(arm.model, False)
     spec = replace(real, num_layers=1, vocab_size=8192)
-    with ops.use("triton"):
-        model = shapes.build(spec, arm.scheme, "cpu", 8200)
-    with ops.use("triton"), patch.object(torch, "empty", torch.ones), patch.object(torch.Tensor, "new_empty", ones):
-        table["linear"].active = lambda x, weight, bias=None: x.new_ones(len(x), len(weight))
+    kernels = Kernels("triton")  # its own, one of whose ops is replaced
+    vars(kernels)["linear"] = lambda x, weight, bias=None: x.new_ones(len(x), len(weight))
+    model = shapes.build(spec, arm.scheme, "cpu", 8200, kernels)
+    with patch.object(torch, "empty", torch.ones), patch.object(torch.Tensor, "new_empty", ones):
         engine = speed.engine_on(model, "cpu", 4096, 256, 8200, [1, 8, 64, 256])
         for requests, prompt in ((1, 128), (8, 128), (64, 128), (256, 128), (1, 8192)):
             params = speed.SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from tuili.layers.build import Build
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec
 from tuili.models import family_of
+from tuili.ops import Kernels
 from tuili.quant.scheme import Scheme
 
 LLAMA_8B = {
@@ -73,10 +75,10 @@ def spec_of(model: str, tiny: bool) -> ModelSpec:
     return family_of(config).parse(config)
 
 
-def build(spec: ModelSpec, scheme: Scheme | None, device: str, max_len: int) -> Decoder:
+def build(spec: ModelSpec, scheme: Scheme | None, device: str, max_len: int, kernels: Kernels) -> Decoder:
     """Random weights, normal with a deviation of 1/sqrt(inputs), so that activations stay in range."""
     with torch.device("meta"):
-        decoder = Decoder(spec)
+        decoder = Decoder(spec, Build(kernels))
     decoder = decoder.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
     torch.manual_seed(0)
     for parameter in decoder.parameters():

@@ -84,7 +84,6 @@ def run_long(place: Place, arm: shapes.Arm) -> None:
 
 def start(place: Place, arm: shapes.Arm, works: list[Decode], prompts: list[int]) -> Bench | None:
     """The model and its engine; None, and noted, where that fails."""
-    ops.choose(FAST)
     held: list[Bench] = []
 
     def make() -> Entry:
@@ -104,7 +103,7 @@ class Bench:
         self.spec = shapes.spec_of(arm.model, place.tiny)
         self.longest = max([*(w.prompt + w.output for w in works), *(p + 1 for p in prompts)])
         began = time.perf_counter()
-        self.model = shapes.build(self.spec, arm.scheme, place.device, self.longest)
+        self.model = shapes.build(self.spec, arm.scheme, place.device, self.longest, ops.kernels_of(FAST))
         self.seconds = round(time.perf_counter() - began, 1)
         self.blocks = self._fitting(max(self.blocks_of(w) for w in works))
         self.rows = max(w.requests for w in works)

@@ -11,6 +11,7 @@ from engine_parts import byte_level
 
 from tuili.base.errors import ConfigError, ModelError, RequestError
 from tuili.engine.chat import ChatTemplate, find_template, normalize
+from tuili.engine.dialect import Dialect
 
 CHATML = (
     "{%- if tools %}<|im_start|>system\n# Tools\n"
@@ -152,7 +153,7 @@ def test_date_and_variables():
     ],
 )
 def test_content_format_is_read_from_the_template(template, parts):
-    assert ChatTemplate(template).parts is parts
+    assert ChatTemplate(template).dialect.parts is parts
 
 
 def test_both_formats_take_strings_and_parts():
@@ -203,7 +204,7 @@ def test_a_template_that_fails_or_reaches_out_is_a_request_error(template):
 def test_messages_are_not_changed():
     messages = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
     before = copy.deepcopy(messages)
-    normalize(messages[0], parts=False)
+    normalize(messages[0], Dialect())
     render(CHATML, messages)
     assert messages == before
 
@@ -227,5 +228,6 @@ def test_where_templates_are_looked_for(tmp_path):
     (tmp_path / "mine.jinja").write_text("M")
     assert find_template(tmp_path, {}, str(tmp_path / "mine.jinja")) == "M"
     assert find_template(tmp_path, {}, "{{ messages }}") == "{{ messages }}"
-    with pytest.raises(ConfigError, match="no readable file"):
-        find_template(tmp_path, {}, "nowhere.jinja")
+    for name in ("nowhere.jinja", "a\0b", "~no such user/x", str(tmp_path)):
+        with pytest.raises(ConfigError, match="no readable file"):
+            find_template(tmp_path, {}, name)

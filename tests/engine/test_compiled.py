@@ -9,11 +9,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from equality import BLOCK, LONGEST, backend, batch_of, model
+from equality import BLOCK, LONGEST, batch_of, model
 from tiny_models import prompt, reference_greedy
 from torch._dynamo.utils import counters
 
-from tuili import ops
 from tuili.base.config import Config
 from tuili.core.params import SamplingParams
 from tuili.engine.build import build
@@ -51,7 +50,7 @@ def logits(decoder: Decoder, rows: int) -> torch.Tensor:
     """Of a prompt of ``rows`` tokens."""
     spec = decoder.spec
     kv = KVStore(kv_specs(spec, str(decoder.dtype).removeprefix("torch.")), LONGEST // BLOCK, BLOCK, Host())
-    batch = batch_of([0], [rows], np.arange(LONGEST // BLOCK)[None])
+    batch = batch_of([0], [rows], np.arange(LONGEST // BLOCK)[None], decoder.kernels)
     ids = torch.arange(rows) * 7 % spec.vocab_size
     return decoder.logits(decoder.forward(decoder.embed(ids), batch, kv))
 
@@ -69,20 +68,19 @@ def logits(decoder: Decoder, rows: int) -> torch.Tensor:
 def test_compiled_it_computes_the_same_for_any_number_of_rows(name: str) -> None:
     """INVENTORY 149. What is stored by a scheme is an opaque call, what is not is dense torch code."""
     decoder = model(name)
-    with backend(name):
-        expected = {rows: logits(decoder, rows) for rows in STEPS}
-        before = compilations()
-        compiled = Compiled(decoder)
-        try:
-            assert compilations() - before == PARTS * len(ROWS), "blocks share what was compiled"
-            for rows, want in expected.items():
-                have = logits(decoder, rows)
-                assert float((have - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
-            assert compilations() - before == PARTS * len(ROWS), "a number of rows was compiled for"
-        finally:
-            compiled.off()
+    expected = {rows: logits(decoder, rows) for rows in STEPS}
+    before = compilations()
+    compiled = Compiled(decoder)
+    try:
+        assert compilations() - before == PARTS * len(ROWS), "blocks share what was compiled"
         for rows, want in expected.items():
-            assert torch.equal(logits(decoder, rows), want), "op by op again"
+            have = logits(decoder, rows)
+            assert float((have - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
+        assert compilations() - before == PARTS * len(ROWS), "a number of rows was compiled for"
+    finally:
+        compiled.off()
+    for rows, want in expected.items():
+        assert torch.equal(logits(decoder, rows), want), "op by op again"
 
 
 @pytest.mark.slow
@@ -90,14 +88,13 @@ def test_compiled_it_computes_the_same_for_any_number_of_rows(name: str) -> None
 @pytest.mark.parametrize("scheme", ["none", "int4_weight_only", "fp8"])
 def test_compiled_around_the_kernels_of_a_card(scheme: str) -> None:
     """As on CUDA: dense matrices are compiled, packed ones are multiplied by the Triton kernels."""
-    decoder = deepcopy(model("qwen3-f32"))
-    with ops.use("triton"):
-        decoder.store(SCHEMES[scheme])
-        rows = (1, 9)
-        expected = [logits(decoder, n) for n in rows]
-        Compiled(decoder)
-        for n, want in zip(rows, expected, strict=True):
-            assert float((logits(decoder, n) - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
+    decoder = deepcopy(model("qwen3-f32", "triton"))
+    decoder.store(SCHEMES[scheme])
+    rows = (1, 9)
+    expected = [logits(decoder, n) for n in rows]
+    Compiled(decoder)
+    for n, want in zip(rows, expected, strict=True):
+        assert float((logits(decoder, n) - want).abs().max()) <= 1e-5 * max(1.0, float(want.abs().max()))
 
 
 def test_an_engine_compiles_at_its_start_and_never_again(tiny, caplog) -> None:

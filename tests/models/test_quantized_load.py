@@ -19,15 +19,15 @@ from tuili.layers.linear import Matrix
 from tuili.layers.sizes import weight_bytes
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model, to_hf
-from tuili.ops import cpu
+from tuili.ops import Kernels, cpu
 from tuili.quant import weight as weights
 from tuili.quant.scheme import GROUPS, SCHEMES, Scheme, scheme_of
 
 ALL = [*SCHEMES.values(), *(scheme_of("int4", group) for group in GROUPS[1:]), Scheme("int4", 64, symmetric=False)]
 
 
-def load(path: Path, scheme: Scheme | None, dtype: str = "bfloat16") -> Decoder:
-    return load_model(open_checkpoint(path), dtype, 256, scheme=scheme)
+def load(path: Path, scheme: Scheme | None, dtype: str = "bfloat16", kernels: Kernels | None = None) -> Decoder:
+    return load_model(open_checkpoint(path), dtype, 256, scheme=scheme, kernels=kernels)
 
 
 def matrices(model: Decoder) -> dict[str, Matrix]:
@@ -41,8 +41,8 @@ def test_streamed_is_loaded_then_stored(case: str, scheme: Scheme, tiny: Tiny, m
     expected = load(tiny(case), None, "float32")
     expected.store(scheme)
     monkeypatch.setattr(weights, "SLICE", 16 * 64)
-    with ops.use("cpu" if cpu.describe().built else "reference"):
-        have = load(tiny(case), scheme, "float32")
+    kernels = ops.kernels_of("cpu" if cpu.describe().built else "reference")
+    have = load(tiny(case), scheme, "float32", kernels)
     plain = dict(expected.named_parameters())
     assert plain.keys() == dict(have.named_parameters()).keys()
     assert all(torch.equal(value, plain[name]) for name, value in have.named_parameters())
@@ -92,12 +92,12 @@ def test_loading_takes_the_weights_and_little_more(quantization: str, tmp_path: 
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     del tensors
     scheme = SCHEMES[quantization]
-    with ops.use("cpu" if cpu.describe().built else "reference"):
-        load(tmp_path, scheme)  # code is loaded, and the allocator has its arenas
-        reset_peak_memory()
-        before = resident_memory()
-        model = load(tmp_path, scheme)
-        taken = peak_memory() - before
+    kernels = ops.kernels_of("cpu" if cpu.describe().built else "reference")
+    load(tmp_path, scheme, kernels=kernels)  # code is loaded, and the allocator has its arenas
+    reset_peak_memory()
+    before = resident_memory()
+    model = load(tmp_path, scheme, kernels=kernels)
+    taken = peak_memory() - before
     size = weight_bytes(spec, "bfloat16", scheme)
     assert size <= taken + (8 << 20), "the measurement misses the weights"
     assert taken <= 1.05 * size + (24 << 20)

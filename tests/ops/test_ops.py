@@ -6,6 +6,7 @@ where its blocks lie, or on how wide the block table is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,13 +73,14 @@ FUSED = [entry for entry in ops.table.values() if entry.parts is not None]
 
 @pytest.mark.parametrize("entry", FUSED, ids=lambda entry: entry.name)
 def test_the_parts_of_a_fused_op_give_its_bits(entry: ops.Op) -> None:
-    """On the references; and where the C++ kernels compute, which lack it, its parts are what is active."""
+    """On the references; and where the C++ kernels compute, which lack it, its parts are called."""
     for sample in entry.samples():
-        for have, want in zip(results(entry.parts, sample), results(entry.reference, sample), strict=True):
+        parts = functools.partial(entry.parts, ops.REFERENCE)
+        for have, want in zip(results(parts, sample), results(entry.reference, sample), strict=True):
             assert torch.equal(have, want), sample.name
     if cpu.describe().built:
-        with ops.use("cpu"):
-            assert entry.active is entry.implementations.get("cpu", entry.parts)
+        found = getattr(ops.kernels_of("cpu"), entry.name)
+        assert found is entry.implementations["cpu"] if "cpu" in entry.implementations else found.func is entry.parts
 
 
 def test_triton_is_among_the_implementations() -> None:
@@ -286,13 +288,13 @@ def test_not_even_nan_left_by_an_earlier_owner_is_read(backend: str) -> None:
     """Neither in the rest of the last block nor where a shorter request is padded to a longer one's blocks."""
     contexts = [37, 90, 5]
     q, k, v, table, start, lengths = paged(generator(), torch.float32, [1, 5, 1], contexts, 4, 2, 32)
-    with ops.use(backend):
-        expected = ops.paged_attention(q, k, v, table, start, lengths, 0.2)
-        for blocks, context in zip(table, contexts, strict=True):
-            past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
-            junk = torch.full((len(past), 2, 32), torch.nan)
-            ops.write_kv(junk, junk, k, v, past)
-        assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
+    kernels = ops.kernels_of(backend)
+    expected = kernels.paged_attention(q, k, v, table, start, lengths, 0.2)
+    for blocks, context in zip(table, contexts, strict=True):
+        past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
+        junk = torch.full((len(past), 2, 32), torch.nan)
+        kernels.write_kv(junk, junk, k, v, past)
+    assert torch.equal(kernels.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -330,9 +332,7 @@ def test_gated_equals_torch_in_float64(activation: str) -> None:
 def test_use_chooses_a_backend_and_gives_it_back() -> None:
     from tuili.base.errors import ConfigError
 
-    before = ops.linear.active
-    with ops.use("reference"):
-        assert ops.linear.active is ops.linear.reference
-    assert ops.linear.active is before
-    with pytest.raises(ConfigError, match="Did you mean 'reference'"), ops.use("referense"):
-        pass
+    with pytest.raises(ConfigError, match="Did you mean 'reference'"):
+        ops.kernels_of("referense")
+    with pytest.raises(AttributeError, match="Did you mean 'linear'"):
+        getattr(ops.REFERENCE, "liner")  # noqa: B009

@@ -108,8 +108,8 @@ def test_linear_of_odd_sizes_and_strides(size: tuple[int, int, int], dtype: torc
     wide = randn(g, rows, inputs + 5, dtype=dtype)
     x, weight = wide[:, 3 : 3 + inputs], randn(g, outputs, inputs, dtype=dtype) / inputs**0.5
     bias = randn(g, outputs, dtype=dtype)
-    with ops.use("cpu"):
-        have = cpu.packed_linear(x, cpu.pack(weight), outputs, bias)
+    kernels = ops.kernels_of("cpu")
+    have = kernels.packed_linear(x, cpu.pack(weight), outputs, bias)
     close(have, ops.linear.reference(x, weight, bias), dtype)
 
 
@@ -121,8 +121,7 @@ def test_attention_of_every_head_size(kind: dict[str, Any], dim: int, dtype: tor
     for entry in (ops.paged_attention, ops.paged_attention_int8):
         int8 = entry is ops.paged_attention_int8
         args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim, int8=int8)
-        with ops.use("cpu"):
-            have = entry(*args, dim**-0.5, **kind)
+        have = entry.implementations["cpu"](*args, dim**-0.5, **kind)
         close(have, entry.reference(*args, dim**-0.5, **kind), dtype, entry.tolerance)
 
 
@@ -141,8 +140,9 @@ def test_attention_over_blocks_of_any_size(dtype: torch.dtype, int8: bool, isa: 
             k, v = (randn(g, context, 2, dim, dtype=dtype) for _ in range(2))
             slots = table[r][at // size] * size + at % size
             (ops.write_kv_int8 if int8 else ops.write_kv)(k, v, *cache, slots)
-        with ops.use("cpu"):
-            found.append(entry(randn(generator(9), *q.shape, dtype=dtype), *cache, table, start, lengths, 0.2))
+        found.append(
+            entry.implementations["cpu"](randn(generator(9), *q.shape, dtype=dtype), *cache, table, start, lengths, 0.2)
+        )
     assert all(torch.equal(have, found[0]) for have in found)
 
 
@@ -150,10 +150,10 @@ def test_attention_over_blocks_of_any_size(dtype: torch.dtype, int8: bool, isa: 
 def test_not_a_number_stays_in_its_row(isa: str) -> None:
     for entry in (ops.paged_attention, ops.paged_attention_int8):
         q, *rest = paged(generator(), torch.float32, [1, 5], [40, 90], 4, 2, 32, int8=entry is ops.paged_attention_int8)
-        with ops.use("cpu"):
-            expected = entry(q, *rest, 0.2)
-            q[0] = torch.nan
-            have = entry(q, *rest, 0.2)
+        kernel = entry.implementations["cpu"]
+        expected = kernel(q, *rest, 0.2)
+        q[0] = torch.nan
+        have = kernel(q, *rest, 0.2)
         assert torch.isnan(have[0]).all()
         assert torch.equal(have[1:], expected[1:])
 
@@ -163,13 +163,13 @@ def test_not_a_number_stays_in_its_row(isa: str) -> None:
 def test_what_an_earlier_owner_left_is_not_read(dtype: torch.dtype, isa: str) -> None:
     """Not even not-a-number in the rest of a block reaches a request."""
     q, k, v, table, start, lengths = paged(generator(), dtype, [1, 5], [37, 90], 4, 2, 32)
-    with ops.use("cpu"):
-        expected = ops.paged_attention(q, k, v, table, start, lengths, 0.2)
-        for blocks, context in zip(table, (37, 90), strict=True):
-            past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
-            junk = torch.full((len(past), 2, 32), torch.nan, dtype=dtype)
-            ops.write_kv(junk, junk, k, v, past)
-        assert torch.equal(ops.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
+    kernels = ops.kernels_of("cpu")
+    expected = kernels.paged_attention(q, k, v, table, start, lengths, 0.2)
+    for blocks, context in zip(table, (37, 90), strict=True):
+        past = blocks[context // 16] * 16 + torch.arange(context % 16, 16)
+        junk = torch.full((len(past), 2, 32), torch.nan, dtype=dtype)
+        kernels.write_kv(junk, junk, k, v, past)
+    assert torch.equal(kernels.paged_attention(q, k, v, table, start, lengths, 0.2), expected)
 
 
 # Invariance, bit for bit ----------------------------------------------------------------------------------------------
@@ -181,15 +181,15 @@ def test_what_an_earlier_owner_left_is_not_read(dtype: torch.dtype, isa: str) ->
 def test_linear_rows_do_not_see_their_batch(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None:
     g = generator()
     x, weight = randn(g, 300, size[0], dtype=dtype), cpu.pack(randn(g, size[1], size[0], dtype=dtype))
-    with ops.use("cpu"):
-        whole = cpu.packed_linear(x, weight, size[1])
-        for threads in (1, 2, 3):
-            cpu.set_threads(threads)
-            for count in (1, 2, 3, 5, 6, 7, 8, 12, 13, 64, 65, 300):
-                for first in {0, 1, 300 - count} if count < 300 else {0}:
-                    part = slice(first, first + count)
-                    assert torch.equal(cpu.packed_linear(x[part], weight, size[1]), whole[part])
-        cpu.set_threads(1)
+    kernels = ops.kernels_of("cpu")
+    whole = kernels.packed_linear(x, weight, size[1])
+    for threads in (1, 2, 3):
+        cpu.set_threads(threads)
+        for count in (1, 2, 3, 5, 6, 7, 8, 12, 13, 64, 65, 300):
+            for first in {0, 1, 300 - count} if count < 300 else {0}:
+                part = slice(first, first + count)
+                assert torch.equal(kernels.packed_linear(x[part], weight, size[1]), whole[part])
+    cpu.set_threads(1)
 
 
 def integer_arguments(op: str, inputs: int, outputs: int, group: int, zeros: bool) -> tuple[Any, ...]:
@@ -236,21 +236,21 @@ def test_attention_does_not_see_chunks_batch_or_team(
     int8 = bool(kind.get("int8"))
     entry, kind = (ops.paged_attention_int8, {"window": 100}) if int8 else (ops.paged_attention, kind)
     q, *cache, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48, int8=int8)
-    with ops.use("cpu"):
-        cpu.set_threads(2)
-        whole = entry(q, *cache, table, start, lengths, 0.15, **kind)
-        for threads in (1, 3):
-            cpu.set_threads(threads)
-            for r, context in enumerate(contexts):
-                for size in (1, 7, 64, 200):
-                    for end in sorted({size, context // 2, context - 1, context}):
-                        if not size <= end <= context:
-                            continue
-                        rows = slice(int(start[r]) + end - size, int(start[r]) + end)
-                        bounds, length = torch.tensor([0, size]), torch.tensor([end])
-                        have = entry(q[rows], *cache, table[r : r + 1], bounds, length, 0.15, **kind)
-                        assert torch.equal(have, whole[rows]), f"request {r}, {size} queries to {end}"
-        cpu.set_threads(1)
+    kernel = entry.implementations["cpu"]
+    cpu.set_threads(2)
+    whole = kernel(q, *cache, table, start, lengths, 0.15, **kind)
+    for threads in (1, 3):
+        cpu.set_threads(threads)
+        for r, context in enumerate(contexts):
+            for size in (1, 7, 64, 200):
+                for end in sorted({size, context // 2, context - 1, context}):
+                    if not size <= end <= context:
+                        continue
+                    rows = slice(int(start[r]) + end - size, int(start[r]) + end)
+                    bounds, length = torch.tensor([0, size]), torch.tensor([end])
+                    have = kernel(q[rows], *cache, table[r : r + 1], bounds, length, 0.15, **kind)
+                    assert torch.equal(have, whole[rows]), f"request {r}, {size} queries to {end}"
+    cpu.set_threads(1)
 
 
 def test_describe_says_what_runs() -> None:
@@ -267,7 +267,7 @@ def test_describe_says_what_runs() -> None:
 def test_a_library_of_other_sources_is_not_used() -> None:
     found, why = library._load(Path(torch._C.__file__))
     assert found is None
-    assert "reinstall Tuili" in why
+    assert "rebuild it" in why
 
 
 @needs_library

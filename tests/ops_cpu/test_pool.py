@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tuili import ops
 from tuili.ops import cpu
-from tuili.ops.cpu import library as lib
 
 pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
 
@@ -30,16 +30,11 @@ class Chain:
         g = torch.Generator().manual_seed(seed)
         matrices = [torch.randn(size, size, generator=g) / size**0.5 for _ in range(4)]
         self.weights = [cpu.pack(matrix) for matrix in matrices]
-        self.states = [torch.randn(2, size, generator=g), *(torch.empty(2, size) for _ in range(length))]
+        self.states = [torch.randn(2, size, generator=g)]
+        kernels = ops.kernels_of("cpu")
         with cpu.recorded() as calls:
             for i in range(length):
-                pointers = (
-                    self.states[i].data_ptr(),
-                    self.weights[i % 4].data_ptr(),
-                    None,
-                    self.states[i + 1].data_ptr(),
-                )
-                lib.call("linear", lib.LinearArgs(*pointers, 2, size, size, size, 0))
+                self.states.append(kernels.packed_linear(self.states[i], self.weights[i % 4], size))
         self.program = cpu.Program(calls)
 
     def __call__(self) -> torch.Tensor:

@@ -80,9 +80,9 @@ def test_rows_that_do_not_lie_end_to_end() -> None:
     q, k = wide[:, :192].view(6, 6, 32), wide[:, 192:256].view(6, 2, 32)
     weight, angle = randn(generator(1), 32, dtype=torch.bfloat16), torch.rand(6, 16, generator=generator(2))
     gate, ids = wide[:, 100:280], torch.tensor([5, 0, 5])
-    with ops.use("triton"):
-        have = [ops.rms_norm(q, weight, 1e-6), ops.rotate(k, angle.cos(), angle.sin()), ops.gated(gate, "gelu")]
-        have += [ops.embedding(wide[:, :100], ids), ops.rms_norm(wide[:0], wide[0], 1e-6)]
+    kernels = ops.kernels_of("triton")
+    have = [kernels.rms_norm(q, weight, 1e-6), kernels.rotate(k, angle.cos(), angle.sin()), kernels.gated(gate, "gelu")]
+    have += [kernels.embedding(wide[:, :100], ids), kernels.rms_norm(wide[:0], wide[0], 1e-6)]
     want = [ops.rms_norm(q, weight, 1e-6), ops.rotate(k, angle.cos(), angle.sin()), ops.gated(gate, "gelu")]
     want += [ops.embedding(wide[:, :100], ids), ops.rms_norm(wide[:0], wide[0], 1e-6)]
     for one, other in zip(have, want, strict=True):
@@ -96,8 +96,8 @@ def test_attention_with_many_splits_and_odd_sizes(dtype: torch.dtype, backend: s
     """Groups of 7 heads of 80 dimensions; contexts over several splits (partitions), one of them of one key."""
     for queries, contexts in (([1, 1], [1400, 1]), ([3, 1, 20], [1100, 40, 20])):
         args = paged(generator(), dtype, queries, contexts, 7, 1, 80)
-        with ops.use(backend):
-            have = ops.paged_attention(*args, 80**-0.5)
+        kernels = ops.kernels_of(backend)
+        have = kernels.paged_attention(*args, 80**-0.5)
         close(have, ops.paged_attention(*args, 80**-0.5))
 
 
@@ -107,8 +107,8 @@ def test_attention_with_many_splits_and_odd_sizes(dtype: torch.dtype, backend: s
 def test_windows_that_begin_inside_a_tile(queries: list[int], kind: dict[str, Any]) -> None:
     args = paged(generator(), torch.float32, queries, [250, 200, 65], 4, 2, 16)
     for backend in (triton.FAST, triton.INVARIANT):
-        with ops.use(backend):
-            have = ops.paged_attention(*args, 0.25, **kind)
+        kernels = ops.kernels_of(backend)
+        have = kernels.paged_attention(*args, 0.25, **kind)
         close(have, ops.paged_attention(*args, 0.25, **kind))
 
 
@@ -121,8 +121,8 @@ def test_4_bit_products_split_over_inputs(dtype: torch.dtype) -> None:
     packed = layouts.pack_int4(codes, 128), layouts.by_tile(scales), layouts.by_tile(zeros.to(torch.uint8))
     x, bias = randn(g, 2, 2048, dtype=dtype), randn(g, 70, dtype=dtype)
     for backend in (triton.FAST, triton.INVARIANT):
-        with ops.use(backend):
-            have = ops.table["int4_weight_only_linear"](x, *packed, 70, bias)
+        kernels = ops.kernels_of(backend)
+        have = kernels.int4_weight_only_linear(x, *packed, 70, bias)
         close(have, ops.table["int4_weight_only_linear"](x, *packed, 70, bias))
 
 
@@ -132,8 +132,8 @@ def test_int8_products_split_over_inputs_are_exact() -> None:
     codes, scales = torch.randint(-127, 128, (40, 2048), generator=g, dtype=torch.int8), torch.ones(40, 1)
     x = torch.randint(-127, 128, (2, 2048), generator=g).float()
     x[:, 0] = 127
-    with ops.use("triton"):
-        have = ops.table["byte_linear"](x, codes, scales)
+    kernels = ops.kernels_of("triton")
+    have = kernels.byte_linear(x, codes, scales)
     assert torch.equal(have, (x.double() @ codes.double().T).float())
 
 
@@ -147,8 +147,8 @@ def test_logprobs_of_equals_and_of_what_is_ruled_out() -> None:
     x[2] = torch.arange(700) % 50
     tokens = torch.tensor([300, 0, 49])
     for count in (3, 64, 65, 700):
-        with ops.use("triton"):
-            have = ops.logprobs(x, tokens, count)
+        kernels = ops.kernels_of("triton")
+        have = kernels.logprobs(x, tokens, count)
         want = ops.logprobs(x, tokens, count)
         assert have[0][1].isnan()
         assert have[2][1].isnan().all()
@@ -171,14 +171,14 @@ def test_invariant_attention_sees_neither_chunks_nor_batch(
 
     monkeypatch.setattr(attention, "PARTITION", 64)
     q, k, v, table, start, lengths = paged(generator(), torch.bfloat16, [150, 20], [150, 20], 4, 2, 16)
-    with ops.use(triton.INVARIANT):
-        whole = ops.paged_attention(q, k, v, table, start, lengths, 0.25, **kind)
-        for first, end in ((70, 100), (149, 150)):
-            bounds, length = torch.tensor([0, end - first]), torch.tensor([end])
-            have = ops.paged_attention(q[first:end], k, v, table[:1], bounds, length, 0.25, **kind)
-            assert torch.equal(have, whole[first:end])
-        rows, bounds = [149, 169], torch.arange(3)
-        assert torch.equal(ops.paged_attention(q[rows], k, v, table, bounds, lengths, 0.25, **kind), whole[rows])
+    kernels = ops.kernels_of(triton.INVARIANT)
+    whole = kernels.paged_attention(q, k, v, table, start, lengths, 0.25, **kind)
+    for first, end in ((70, 100), (149, 150)):
+        bounds, length = torch.tensor([0, end - first]), torch.tensor([end])
+        have = kernels.paged_attention(q[first:end], k, v, table[:1], bounds, length, 0.25, **kind)
+        assert torch.equal(have, whole[first:end])
+    rows, bounds = [149, 169], torch.arange(3)
+    assert torch.equal(kernels.paged_attention(q[rows], k, v, table, bounds, lengths, 0.25, **kind), whole[rows])
 
 
 def products(g: torch.Generator) -> dict[str, tuple[Any, ...]]:
@@ -199,10 +199,10 @@ def products(g: torch.Generator) -> dict[str, tuple[Any, ...]]:
 def test_invariant_products_do_not_see_their_batch(name: str) -> None:
     g = generator()
     weight, x = products(g)[name], randn(g, 40, 1024, dtype=torch.bfloat16)
-    with ops.use(triton.INVARIANT):
-        whole = ops.table[name](x, *weight)
-        for first, last in ((0, 1), (35, 40)):
-            assert torch.equal(ops.table[name](x[first:last], *weight), whole[first:last])
+    kernels = ops.kernels_of(triton.INVARIANT)
+    whole = getattr(kernels, name)(x, *weight)
+    for first, last in ((0, 1), (35, 40)):
+        assert torch.equal(getattr(kernels, name)(x[first:last], *weight), whole[first:last])
 
 
 # Tiles ----------------------------------------------------------------------------------------------------------------
@@ -249,8 +249,8 @@ def test_attention_takes_the_tiles_of_its_card(monkeypatch: pytest.MonkeyPatch) 
     assert attention.tiling(3, 3, *sizes, torch.int8, 100).keys == 64
     assert attention.tiling(9, 3, *sizes, torch.bfloat16, 100).keys == 64
     args = paged(generator(), torch.bfloat16, [1, 1, 1], [200, 90, 1], 8, 4, 16)
-    with ops.use("triton"):
-        have = ops.paged_attention(*args, 0.25)
+    kernels = ops.kernels_of("triton")
+    have = kernels.paged_attention(*args, 0.25)
     close(have, ops.paged_attention(*args, 0.25))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tuili import ops
 from tuili.base.errors import ConfigError
-from tuili.ops import cpu, triton
+from tuili.ops import REFERENCE, Kernels, cpu, triton
 from tuili.ops.triton import layouts
 from tuili.quant.formats.bytes import Bytes
 from tuili.quant.formats.int4_halves import Int4Halves
@@ -43,7 +43,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def kernels(backend: str) -> str:
+def packing(backend: str) -> str:
     return "triton" if backend.startswith("triton") else "cpu"
 
 
@@ -72,9 +72,11 @@ def codes_of(scheme: Scheme, out: int, into: int) -> tuple[Codes, torch.Tensor]:
     )
 
 
-def stored(scheme: Scheme, out: int, into: int, dtype: torch.dtype) -> tuple[Weight, torch.Tensor]:
+def stored(
+    scheme: Scheme, out: int, into: int, dtype: torch.dtype, kernels: Kernels = REFERENCE
+) -> tuple[Weight, torch.Tensor]:
     """A weight filled in slices from codes (floats, where the scheme has none), and the float32 that it means."""
-    weight = Weight.empty(out, into, scheme, dtype, place_on())
+    weight = Weight.empty(out, into, scheme, dtype, place_on("cpu", kernels))
     if scheme.format == "dense":
         meaning = random(out, into).to(dtype).float()
         whole: Any = meaning.to(dtype)
@@ -113,30 +115,30 @@ def test_every_packing_is_tested() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_it_means_what_was_stored(scheme: Scheme, dtype: torch.dtype, backend: str) -> None:
     """The matrix, its rows, its product and its bytes."""
-    with ops.use(backend):
-        for out, into in SIZES if kernels(backend) == "cpu" or dtype == torch.float32 else SIZES[:1]:
-            weight, meaning = stored(scheme, out, into, dtype)
-            assert torch.equal(weight.dequant(), meaning.to(dtype))
-            ids = torch.tensor([0, out - 1, 7, 7])
-            assert torch.equal(weight.rows(ids), meaning.to(dtype)[ids])
-            assert weight.nbytes == stored_bytes(out, into, scheme, str(dtype)[6:], kernels(backend))
-            x, bias = random(5, into, seed=2).to(dtype), random(out, seed=3).to(dtype)
-            want = rounded(x, weight) @ meaning.T + bias.float()
-            have = weight.matmul(x, bias)
-            assert have.dtype == dtype
-            loose = 1e-5 if dtype == torch.float32 else 2**-7
-            assert float((have.float() - want).abs().max()) <= loose * float(want.abs().max())
+    kernels = ops.kernels_of(backend)
+    for out, into in SIZES if packing(backend) == "cpu" or dtype == torch.float32 else SIZES[:1]:
+        weight, meaning = stored(scheme, out, into, dtype, kernels)
+        assert torch.equal(weight.dequant(), meaning.to(dtype))
+        ids = torch.tensor([0, out - 1, 7, 7])
+        assert torch.equal(weight.rows(ids), meaning.to(dtype)[ids])
+        assert weight.nbytes == stored_bytes(out, into, scheme, str(dtype)[6:], packing(backend))
+        x, bias = random(5, into, seed=2).to(dtype), random(out, seed=3).to(dtype)
+        want = rounded(x, weight) @ meaning.T + bias.float()
+        have = weight.matmul(x, bias)
+        assert have.dtype == dtype
+        loose = 1e-5 if dtype == torch.float32 else 2**-7
+        assert float((have.float() - want).abs().max()) <= loose * float(want.abs().max())
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("scheme", ALL, ids=str)
 def test_rows_do_not_see_their_batch(scheme: Scheme, backend: str) -> None:
-    with ops.use(backend):
-        weight, _ = stored(scheme, 96, 256, torch.bfloat16)
-        x = random(40, 256, seed=4).bfloat16()
-        whole = weight.matmul(x)
-        for first, end in ((0, 1), (37, 40), (5, 12)):
-            assert torch.equal(weight.matmul(x[first:end].clone()), whole[first:end])
+    kernels = ops.kernels_of(backend)
+    weight, _ = stored(scheme, 96, 256, torch.bfloat16, kernels)
+    x = random(40, 256, seed=4).bfloat16()
+    whole = weight.matmul(x)
+    for first, end in ((0, 1), (37, 40), (5, 12)):
+        assert torch.equal(weight.matmul(x[first:end].clone()), whole[first:end])
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
@@ -145,9 +147,9 @@ def test_both_places_round_alike(scheme: Scheme, backend: str) -> None:
     """``--quantization`` gives one matrix, wherever it is stored."""
     matrix = random(200, 192)
     matrix[3] = 0
-    with ops.use(backend):
-        places = place_on(), DeviceMemory(torch.device("cpu"))
-        here, there = (Weight.of(matrix, scheme, place).dequant() for place in places)
+    kernels = ops.kernels_of(backend)
+    places = place_on("cpu", kernels), DeviceMemory(torch.device("cpu"))
+    here, there = (Weight.of(matrix, scheme, place).dequant() for place in places)
     assert torch.equal(here, there)
     if scheme.format != "int4":  # whose scale cuts off what is rare: test_formats.py says how far it may err
         error = {"int8": 1 / 254, "fp8": 1 / 28}[scheme.format]
@@ -172,10 +174,10 @@ def test_nothing_stays_behind_on_the_cpu(scheme: Scheme) -> None:
 
 
 def test_the_place_follows_the_device_and_the_kernels() -> None:
-    assert place_on().kernels == "cpu"
-    with ops.use("triton" if triton.describe().usable else "reference"):
-        assert place_on().kernels == ("triton" if triton.describe().usable else "cpu")
-    assert place_on("meta").kernels == "triton"
+    assert place_on().packing == "cpu"
+    if triton.describe().usable:
+        assert place_on("cpu", ops.kernels_of("triton")).packing == "triton"
+    assert place_on("meta").packing == "triton"
     device = DeviceMemory(torch.device("meta"))
     assert device.bring(torch.ones(3)).device.type == device.empty((2, 2), torch.uint8).device.type == "meta"
 

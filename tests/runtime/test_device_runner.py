@@ -27,7 +27,6 @@ from equality import (
 )
 from padded import NAME as PADDED
 
-from tuili import ops
 from tuili.base.clock import WallClock
 from tuili.base.errors import EngineDead
 from tuili.core.params import SamplingParams
@@ -45,11 +44,12 @@ WAYS = pytest.mark.parametrize(("device", "depth"), [(AtOnce, 1), (Lagging, 2)],
 CPU = torch.device("cpu")
 
 
-def greedy(name: str, device: Any, sizes: tuple[int, ...], depth: int, budget: int, blocks: int) -> LocalExecutor:
+def greedy(
+    name: str, device: Any, sizes: tuple[int, ...], depth: int, budget: int, blocks: int, backend: str = ""
+) -> LocalExecutor:
     """Run the load, and hold it to the naive loop."""
-    with ops.use("reference"):
-        want = {str(i): naive(name, prompt, count) for i, (prompt, count) in enumerate(LOAD)}
-    scheduler, executor = device_engine(name, device, sizes, budget=budget, blocks=blocks)
+    want = {str(i): naive(name, prompt, count) for i, (prompt, count) in enumerate(LOAD)}
+    scheduler, executor = device_engine(name, device, sizes, budget=budget, blocks=blocks, backend=backend)
     for i, (prompt, count) in enumerate(LOAD):
         scheduler.add(request(str(i), prompt, max_tokens=count))
     assert outputs(drive(scheduler, executor, depth)) == want
@@ -71,12 +71,11 @@ def test_eager_steps_equal_the_naive_loop(name: str, budget: int, pool: str, dep
 @pytest.mark.parametrize("name", [name for name in SPECS if "f32" in name])
 def test_captured_steps_equal_the_naive_loop(name: str, pool: str, budget: int, depth: int, device: Any) -> None:
     """Steps of up to four rows are captured, in two sizes; those of five and six are eager."""
-    with ops.use(PADDED):
-        executor = greedy(name, card := device(), (4, 2), depth, budget, POOLS[pool])
-        graphs = executor.runner.captured
-        assert graphs is not None
-        assert (graphs.shapes, graphs.why, card.captures) == ([(2, 1), (4, 1)], "", 2)
-        assert card.replays > 5
+    executor = greedy(name, card := device(), (4, 2), depth, budget, POOLS[pool], PADDED)
+    graphs = executor.runner.captured
+    assert graphs is not None
+    assert (graphs.shapes, graphs.why, card.captures) == ([(2, 1), (4, 1)], "", 2)
+    assert card.replays > 5
 
 
 STRICTLY = pytest.mark.parametrize(
@@ -116,8 +115,7 @@ def test_wishes_are_met_as_on_the_cpu(name: str, pool: str, depth: int, device: 
 @STRICTLY
 def test_wishes_are_met_in_captured_steps(depth: int, device: Any) -> None:
     want = said(*engine("llama-f32", budget=512, blocks=200), 1)
-    with ops.use(PADDED):
-        got = said(*device_engine("llama-f32", card := device(), (6,), budget=512, blocks=15), depth)
+    got = said(*device_engine("llama-f32", card := device(), (6,), budget=512, blocks=15, backend=PADDED), depth)
     assert card.replays > 10
     for id, (tokens, logprobs, prompt) in want.items():
         assert got[id][0] == tokens
@@ -133,6 +131,7 @@ class Poisoned:
     def __init__(self, name: str, bad: int):
         self.inner, self.bad = model(name), bad
         self.spec, self.dtype, self.logits = self.inner.spec, self.inner.dtype, self.inner.logits
+        self.kernels = self.inner.kernels
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         return torch.where((ids == self.bad).unsqueeze(1), torch.nan, self.inner.embed(ids))
@@ -225,10 +224,9 @@ class Uncapturable(AtOnce):
 
 
 def test_what_can_not_be_captured_runs_eagerly_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    with ops.use(PADDED):
-        executor = greedy("llama-f32", Uncapturable(), (4,), 2, 512, 200)
+    executor = greedy("llama-f32", Uncapturable(), (4,), 2, 512, 200, PADDED)
     assert executor.runner.captured is not None
-    assert not executor.runner.captured.active
+    assert not executor.runner.captured.shapes
     assert "at 4 rows: operation not permitted" in caplog.text
 
 
@@ -246,11 +244,10 @@ def test_captures_are_told_and_their_memory_is_measured() -> None:
 
     told: list[tuple[str, int, int]] = []
     sizes = {"num_blocks": 20, "block_size": BLOCK, "max_model_len": 64, "max_num_seqs": 4}
-    with ops.use(PADDED):
-        decoder = model("llama-f32")
-        executor = LocalExecutor(
-            decoder, Shrinking(), **sizes, capture_sizes=[1, 4], progress=lambda *parts: told.append(parts)
-        )
+    decoder = model("llama-f32", PADDED)
+    executor = LocalExecutor(
+        decoder, Shrinking(), **sizes, capture_sizes=[1, 4], progress=lambda *parts: told.append(parts)
+    )
     assert executor.runner.captured is not None
     assert executor.runner.captured.nbytes == 2000
     assert [done for _, done, _ in told] == [0, 1, 2]

@@ -14,7 +14,6 @@ import pytest
 from devices import AtOnce, Lagging
 from equality import LONGEST, VOCAB, device_engine, drive, model, naive, outputs, request
 
-from tuili import ops
 from tuili.ops.triton import FAST, INVARIANT, describe
 
 pytestmark = pytest.mark.skipif(
@@ -34,14 +33,13 @@ def text(
     **wishes: Any,
 ) -> tuple[Any, Any]:
     """What the engine says, as updates, and its scheduler."""
-    decoder = deepcopy(model(name.split("+")[0])).to(device.torch_device)
+    decoder = deepcopy(model(name.split("+")[0], backend)).to(device.torch_device)
     decoder.prepare(LONGEST)
-    with ops.use(backend):
-        scheduler, executor = device_engine(name, device, sizes, budget=64, blocks=blocks, decoder=decoder)
-        for i, (prompt, count) in enumerate(requests):
-            scheduler.add(request(str(i), prompt, max_tokens=count, **wishes))
-        updates = drive(scheduler, executor, depth)
-        assert executor.runner.captured is None or executor.runner.captured.why == ""
+    scheduler, executor = device_engine(name, device, sizes, budget=64, blocks=blocks, decoder=decoder)
+    for i, (prompt, count) in enumerate(requests):
+        scheduler.add(request(str(i), prompt, max_tokens=count, **wishes))
+    updates = drive(scheduler, executor, depth)
+    assert executor.runner.captured is None or executor.runner.captured.why == ""
     return updates, scheduler
 
 

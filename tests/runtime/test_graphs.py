@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from equality import (
 )
 
 from tuili import ops
+from tuili.base.errors import KernelError
 from tuili.layers.decoder import Decoder
 from tuili.layers.kvspec import kv_specs
 from tuili.ops import cpu
@@ -38,12 +38,7 @@ from tuili.runtime.kvstore import KVStore
 pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
 ROWS, BLOCKS = 12, 40
 LLAMA = "llama-f32+cpu"
-
-
-@pytest.fixture(autouse=True)
-def _kernels() -> Iterator[None]:
-    with ops.use("cpu"):
-        yield
+CPU = ops.kernels_of("cpu") if cpu.describe().built else ops.REFERENCE
 
 
 class Wrapped:
@@ -51,7 +46,7 @@ class Wrapped:
 
     def __init__(self, inner: Decoder, change: Any):
         self.inner, self.change = inner, change
-        self.forward = inner.forward
+        self.forward, self.kernels = inner.forward, inner.kernels
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         self.ids = ids
@@ -70,36 +65,42 @@ def pool(inner: Decoder, dtype: str | None = None) -> KVStore:
     return kv
 
 
-def steps(inner: Any, kv: KVStore) -> NativeSteps:
-    table = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long)
-    return NativeSteps(Parts(inner, kv, Host(), PagedAttention(), table, torch.zeros(ROWS, dtype=torch.long)))
+def steps(inner: Any, kv: KVStore, longest: int = 1) -> NativeSteps:
+    table, last = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long), torch.zeros(ROWS, dtype=torch.long)
+    return NativeSteps(Parts(inner, kv, Host(), PagedAttention(inner.kernels), table, last), longest)
 
 
-def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
-    """Random ids, positions, block tables and rows of a decode step; requests share no block that they write."""
+Inputs = tuple[list[int], list[int], np.ndarray, list[int]]
+
+
+def step(rng: np.random.Generator, rows: int, each: int = 1) -> Inputs:
+    """Random ids, first positions, block tables and rows of a step in which every request has ``each`` positions;
+    requests share no block that they write."""
     table = np.zeros((ROWS, LONGEST // BLOCK), np.int64)
     own = rng.permutation(BLOCKS)
-    positions = rng.integers(0, 3 * BLOCK, rows).tolist()
+    positions = rng.integers(0, 3 * BLOCK - each, rows).tolist()
     for row in range(ROWS):
         table[row, :3] = own[3 * row : 3 * row + 3]
-    return rng.integers(0, VOCAB, rows).tolist(), positions, table, rng.permutation(ROWS)[:rows].tolist()
+    return rng.integers(0, VOCAB, rows * each).tolist(), positions, table, rng.permutation(ROWS)[:rows].tolist()
 
 
 @torch.inference_mode()
-def captured(taken: NativeSteps, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor | None:
+def captured(taken: NativeSteps, inputs: Inputs) -> torch.Tensor | None:
     ids, positions, table, rows = inputs
+    each = len(ids) // len(rows)
     taken.inputs.blocks[:] = table
-    for part, values in ((taken.inputs.ids, ids), (taken.inputs.positions, positions), (taken.inputs.rows, rows)):
-        part[: len(ids)] = values
-    logits = taken.logits((len(ids), 1))
+    everywhere = [start + i for start in positions for i in range(each)]
+    for part, values in ((taken.inputs.ids, ids), (taken.inputs.positions, everywhere), (taken.inputs.rows, rows)):
+        part[: len(values)] = values
+    logits = taken.logits((len(rows), each))
     return None if logits is None else logits.clone()
 
 
 @torch.inference_mode()
-def eager(inner: Any, kv: KVStore, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor:
+def eager(inner: Any, kv: KVStore, inputs: Inputs) -> torch.Tensor:
     """The same step as the runner makes it when it is not captured."""
     ids, positions, table, rows = inputs
-    batch = batch_of(positions, [1] * len(ids), table[rows])
+    batch = batch_of(positions, [len(ids) // len(rows)] * len(rows), table[rows], inner.kernels)
     return inner.logits(inner.forward(inner.embed(torch.tensor(ids)), batch, kv))
 
 
@@ -116,6 +117,42 @@ def test_replays_give_the_bits_of_eager_runs(name: str, kv: str | None) -> None:
         assert torch.equal(have, want)
         assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
     assert taken.shapes == [(1, 1), (2, 1), (3, 1), (12, 1)]
+
+
+def test_several_positions_of_a_request_are_captured_too() -> None:
+    """As a step that verifies drafts has them: every request has as many as the others, and all have scores."""
+    inner = model("gemma-f32+cpu")
+    taken_kv, eager_kv = pool(inner), pool(inner)
+    taken, rng = steps(inner, taken_kv, longest=4), np.random.default_rng(8)
+    for rows, each in ((3, 4), (2, 1), (3, 4), (3, 4), (5, 3), (5, 3), (2, 1), (5, 3), (3, 4)):
+        inputs = step(rng, rows, each)
+        have, want = captured(taken, inputs), eager(inner, eager_kv, inputs)
+        assert have is not None, taken.why
+        assert have.shape == (rows * each, VOCAB)
+        assert torch.equal(have, want)
+        assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
+    assert taken.shapes == [(2, 1), (3, 4), (5, 3)]
+
+
+def test_a_replay_refuses_blocks_rows_and_ids_that_are_not_there() -> None:
+    inner = model(LLAMA)
+    taken, rng = steps(inner, pool(inner)), np.random.default_rng(7)
+    for _ in range(3):
+        captured(taken, step(rng, 2))
+    good = step(rng, 2)
+    want = captured(taken, good)
+    for part, value, named in ((0, VOCAB, "ids"), (1, LONGEST, "positions"), (2, BLOCKS, "slots"), (3, ROWS, "rows")):
+        bad = (list(good[0]), list(good[1]), good[2].copy(), list(good[3]))
+        if part == 2:
+            bad[2][bad[3][0]] = value
+        else:
+            bad[part][0] = value  # type: ignore[call-overload]
+        with pytest.raises(KernelError, match=f"element 0 of {named} is "):
+            captured(taken, bad)
+    have = captured(taken, good)
+    assert have is not None
+    assert want is not None
+    assert torch.equal(have, want)
 
 
 def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:
@@ -161,13 +198,13 @@ def test_a_torch_op_among_the_calls_is_not_missed(change: Any, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         assert captured(taken, step(rng, 2)) is None
     assert "torch computes aten." in taken.why
-    assert not taken.active
+    assert not taken.shapes
     assert [taken.why in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_value_that_the_recording_froze_is_noticed() -> None:
     """The model looks at its input outside of torch and acts on it: a replay would repeat the first step's decision."""
-    inner = Wrapped(model(LLAMA), lambda x, ids: ops.scale(x, 1.0 + int(ids.numpy()[0])))
+    inner = Wrapped(model(LLAMA), lambda x, ids: CPU.scale(x, 1.0 + int(ids.numpy()[0])))
     taken, rng = steps(inner, pool(inner.inner)), np.random.default_rng(5)
     assert captured(taken, step(rng, 2)) is not None
     assert captured(taken, step(rng, 2)) is None
@@ -181,7 +218,7 @@ def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
         if "seen" not in kept:
             kept["seen"] = torch.empty(x.shape)
             kept["seen"].numpy()[:] = 1.0
-        return ops.add(x, kept["seen"])
+        return CPU.add(x, kept["seen"])
 
     inner = Wrapped(model(LLAMA), once)
     taken = steps(inner, pool(inner.inner))
@@ -190,12 +227,8 @@ def test_a_buffer_that_only_the_recording_wrote_is_noticed() -> None:
 
 
 def test_references_are_not_captured() -> None:
-    inner = model(LLAMA)
-    taken = steps(inner, pool(inner))
-    assert taken.active
-    with ops.use("reference"):
-        assert not taken.active
-    assert taken.active
+    _, executor = engine("llama-f32", budget=64, blocks=100)
+    assert executor.runner.captured is None
 
 
 def test_views_are_allowed_and_memory_comes_back() -> None:

@@ -73,7 +73,7 @@ def test_what_is_written_is_found(dtype: torch.dtype, block_size: int, dim: int,
     k[0] = 0
     if not scaled(dtype):
         k, v = k.to(dtype), v.to(dtype)
-    (OVER_CODES[dtype][0] if scaled(dtype) else ops.write_kv)(k, v, *parts(kv, 0), slots)
+    (ops.table[OVER_CODES[dtype][0]] if scaled(dtype) else ops.write_kv)(k, v, *parts(kv, 0), slots)
     keys, values, *scales = parts(kv, 0)
     every = torch.arange(7)
     bits = torch.int8 if scaled(dtype) else dtype

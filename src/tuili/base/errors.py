@@ -18,6 +18,10 @@ class ModelError(TuiliError):
     """A checkpoint cannot be used as it is."""
 
 
+class KernelError(TuiliError):
+    """A kernel was given what it does not take; names the op, the argument and the value. A fault of ours."""
+
+
 class RequestError(TuiliError):
     """The request is wrong (HTTP 400). ``param`` names the field at fault."""
 

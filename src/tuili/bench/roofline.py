@@ -8,8 +8,7 @@ that weights come from memory as in a model's step. The functions import torch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +83,7 @@ def sweep(
     """Every arm at every number of rows, ``seconds`` each; copies of a matrix fill ``cold_bytes``."""
     threads = threads or machine.thread_counts()[-1]
     points: list[Point] = []
-    with machine.team(threads), kernels():
+    with machine.team(threads), torch.inference_mode():
         limits = [from_result(machine.measure([threads], [cold_bytes], seconds))]
         for arm in arms:
             weights = copies(arm, inputs, outputs, cold_bytes)
@@ -106,26 +105,16 @@ def sweep(
     }
 
 
-@contextmanager
-def kernels() -> Iterator[None]:
-    """The C++ kernels where they were built, else torch's references; without gradients."""
-    import torch
-
-    from tuili import ops
-
-    with ops.use("cpu" if ops.cpu.describe().built else "reference"), torch.inference_mode():
-        yield
-
-
 def copies(arm: Arm, inputs: int, outputs: int, cold_bytes: int) -> list[Weight]:
     """One random matrix in the arm's format, as often as ``cold_bytes`` hold it."""
     import torch
 
-    from tuili.ops.cpu import Arena
+    from tuili.ops import kernels_of
+    from tuili.ops.cpu import Arena, describe
     from tuili.quant.scheme import Scheme
     from tuili.quant.weight import Weight
 
-    arena = Arena()
+    arena = Arena(kernels_of("cpu" if describe().built else "reference"))
     matrix = torch.randn(outputs, inputs).to(getattr(torch, arm.dtype)) / inputs**0.5
     first = Weight.of(matrix, Scheme(arm.format, arm.group), arena)
 

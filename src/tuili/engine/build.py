@@ -26,7 +26,7 @@ from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
-from tuili.models.files import weight_files
+from tuili.models.shards import weight_files
 from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def open_executor(
 
 
 def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = None) -> Decoder:
-    """The model of a resolved config, on its device and on the ops that compute from now on.
+    """The model of a resolved config, on its device and with the kernels that compute it.
 
-    The C++ kernels get the weights in their order. The choice of ops is the process's: the engine started last decides.
+    The C++ kernels get the weights in their order. Their threads are the process's: the engine started last decides.
     """
     let_waiting_threads_sleep()
     import torch
@@ -180,17 +180,16 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
 
     threads = cast(int, config.threads)
     torch.set_num_threads(threads)
-    chosen = backend(config)
-    if chosen == "cpu":
+    kernels = ops.kernels_of(backend(config))
+    if kernels.backend == "cpu":
         cpu.set_threads(threads)
-    ops.choose(chosen)
     scheme = scheme_of(config.quantization, config.quantization_group_size)
-    if chosen == "reference" and config.quantization != "none":
+    if kernels.backend == "reference" and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    plain = chosen != "cpu" and scheme == Scheme()
+    plain = kernels.backend != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     length = cast(int, config.max_model_len)
-    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config))
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config), kernels)
     if config.compile:
         from tuili.layers.compiled import Compiled
 

@@ -99,7 +99,7 @@ def backend(config: Config) -> str:
         return "triton_invariant" if config.deterministic else "triton"
     if cpu.describe().built:
         return "cpu"
-    log.info("kernels: torch's references, exact and slow: %s", cpu.describe().why)
+    log.warning("kernels: torch's references, exact and slow: %s", cpu.describe().why)
     return "reference"
 
 

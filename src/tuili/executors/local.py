@@ -20,7 +20,7 @@ from tuili.runtime.runner import Capture, Runner
 class LocalExecutor:
     """A ``Runner`` and its KV pool on ``device``, where ``model`` is.
 
-    Decode steps are captured unless ``enforce_eager``: on a processor in any size, as they come; else now, in
+    Decode steps are captured unless ``enforce_eager``: those of C++ kernels in any size, as they come; a card's now, in
     ``capture_sizes`` rows, smaller ones being padded (none: every step is eager). Where steps may be padded, one block
     more than ``num_blocks`` is allocated.
     """
@@ -43,7 +43,7 @@ class LocalExecutor:
         kv = KVStore(kv_specs(model.spec, dtype), num_blocks + (not device.is_host), block_size, device)
         self.capacity = Capacity(num_blocks, block_size, max_model_len)
         capture: Capture | None = None
-        if device.is_host and not enforce_eager:
+        if device.is_host and model.kernels.backend == "cpu" and not enforce_eager:
             capture = NativeSteps
         elif capture_sizes and not enforce_eager:
             capture = partial(GraphSteps, shapes=[(size, 1) for size in capture_sizes], progress=progress)

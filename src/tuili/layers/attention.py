@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from tuili.layers.build import Build
 from tuili.layers.linear import Linear
 from tuili.layers.norm import RMSNorm
 from tuili.layers.rope import Angles
+from tuili.layers.shapes import projections
 from tuili.layers.spec import ModelSpec
 
 
@@ -51,15 +53,15 @@ class Batch(Protocol):
 
 
 class Attention(nn.Module):
-    def __init__(self, spec: ModelSpec, layer: int):
+    def __init__(self, spec: ModelSpec, layer: int, build: Build):
         super().__init__()
         self.layer = layer
-        self.heads, self.kv_heads, self.dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self.dim = spec.head_dim
         self.kind = Kind(spec.scale, spec.window(layer), spec.attention_softcap)
-        parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
-        self.qkv_proj = Linear(spec.hidden_size, parts, spec.qkv_bias)
-        self.o_proj = Linear(parts[0], spec.hidden_size, spec.out_bias)
-        norm = (self.dim, spec.norm_eps, spec.norm_offset)
+        shapes = projections(spec)
+        self.qkv_proj = Linear(*shapes["attention.qkv_proj"], build)
+        self.o_proj = Linear(*shapes["attention.o_proj"], build)
+        norm = (self.dim, spec.norm_eps, spec.norm_offset, build)
         self.q_norm = RMSNorm(*norm) if spec.qk_norm else None
         self.k_norm = RMSNorm(*norm) if spec.qk_norm else None
 

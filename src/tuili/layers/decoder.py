@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from tuili import ops
 from tuili.layers.attention import Attention, Batch
+from tuili.layers.build import REFERENCES, Build
 from tuili.layers.linear import Embedding, Linear, Matrix
 from tuili.layers.mlp import GatedMLP
 from tuili.layers.norm import RMSNorm
@@ -21,14 +22,14 @@ from tuili.quant.scheme import Scheme
 class Block(nn.Module):
     """Pre-norm residual block; with ``spec.post_norms`` also a norm behind attention and MLP."""
 
-    def __init__(self, spec: ModelSpec, layer: int):
+    def __init__(self, spec: ModelSpec, layer: int, build: Build):
         super().__init__()
-        norm = (spec.hidden_size, spec.norm_eps, spec.norm_offset)
+        norm = (spec.hidden_size, spec.norm_eps, spec.norm_offset, build)
         self.attention_norm = RMSNorm(*norm)
-        self.attention = Attention(spec, layer)
+        self.attention = Attention(spec, layer, build)
         self.attention_post_norm = RMSNorm(*norm) if spec.post_norms else None
         self.mlp_norm = RMSNorm(*norm)
-        self.mlp = GatedMLP(spec.hidden_size, spec.intermediate_size, spec.activation, spec.mlp_bias)
+        self.mlp = GatedMLP(spec, build)
         self.mlp_post_norm = RMSNorm(*norm) if spec.post_norms else None
 
     def before(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,25 +46,27 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """``embed``, ``forward`` and ``logits`` of DESIGN.md 5's Model."""
+    """``embed``, ``forward`` and ``logits`` of DESIGN.md 5's Model. Everything in it computes with its ``kernels``."""
 
-    block: type[Block] = Block
-
-    def __init__(self, spec: ModelSpec):
+    def __init__(
+        self, spec: ModelSpec, build: Build = REFERENCES, block: Callable[[ModelSpec, int, Build], Block] = Block
+    ):
         super().__init__()
-        self.spec = spec
-        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embed_scale)
-        self.layers = nn.ModuleList(self.block(spec, i) for i in range(spec.num_layers))
-        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset)
-        self.head = None if spec.tied else Linear(spec.hidden_size, spec.vocab_size)
+        self.spec, self.kernels = spec, build.kernels
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embed_scale, build)
+        self.layers = nn.ModuleList(block(spec, i, build) for i in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset, build)
+        self.head = None if spec.tied else Linear(spec.hidden_size, (spec.vocab_size,), False, build)
         self.rope: Rope | None = None
         self.window_rope: Rope | None = None
 
     def prepare(self, max_len: int) -> None:
         """Make the rotary tables for positions up to ``max_len``; call before the first forward."""
         device = self.norm.weight.device
-        self.rope = Rope(self.spec.rope, max_len, device)
-        self.window_rope = Rope(self.spec.window_rope, max_len, device) if self.spec.window_rope else self.rope
+        self.rope = Rope(self.spec.rope, max_len, device, self.kernels)
+        self.window_rope = (
+            Rope(self.spec.window_rope, max_len, device, self.kernels) if self.spec.window_rope else self.rope
+        )
 
     @property
     def blocks(self) -> list[Block]:
@@ -81,7 +84,7 @@ class Decoder(nn.Module):
 
     def store(self, scheme: Scheme) -> None:
         """Keep every matrix as ``scheme`` says, where it is (``Scheme()``: in the kernels' order). Inference only."""
-        place = place_on(self.norm.weight.device)
+        place = place_on(self.norm.weight.device, self.kernels)
         for name, module in self.named_modules():
             if isinstance(module, Matrix):
                 module.store(scheme.of(name), place)
@@ -120,4 +123,4 @@ class Decoder(nn.Module):
         """Scores [n, vocab] of the next token after each row of ``hidden`` [n, hidden], in the model's dtype."""
         scores = self.embedding.scores(hidden) if self.head is None else self.head(hidden)
         cap = self.spec.logit_softcap
-        return scores if cap is None else ops.softcap(scores, cap)
+        return scores if cap is None else self.kernels.softcap(scores, cap)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tuili import ops
+from tuili.layers.build import Build
 from tuili.layers.linear import Linear
+from tuili.layers.shapes import projections
+from tuili.layers.spec import ModelSpec
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, dim: int, inner: int, activation: str, bias: bool = False):
+    def __init__(self, spec: ModelSpec, build: Build):
         super().__init__()
-        self.gate_up_proj = Linear(dim, (inner, inner), bias)
-        self.down_proj = Linear(inner, dim, bias)
-        self.activation = activation
+        shapes = projections(spec)
+        self.gate_up_proj = Linear(*shapes["mlp.gate_up_proj"], build)
+        self.down_proj = Linear(*shapes["mlp.down_proj"], build)
+        self.activation = spec.activation
+        self.kernels = build.kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(ops.gated(self.gate_up_proj(x), self.activation))
+        return self.down_proj(self.kernels.gated(self.gate_up_proj(x), self.activation))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from tuili import ops
 from tuili.base.errors import ModelError
 from tuili.layers.spec import RopeSpec
+from tuili.ops import REFERENCE, Kernels
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -112,11 +112,12 @@ KINDS = {
 class Rope:
     """cos and sin of every position up to ``max_len``, float32 [max_len, dim / 2]."""
 
-    def __init__(self, spec: RopeSpec, max_len: int, device: torch.device | str = "cpu"):
+    def __init__(self, spec: RopeSpec, max_len: int, device: torch.device | str = "cpu", kernels: Kernels = REFERENCE):
         angle = torch.outer(torch.arange(max_len).float(), frequencies(spec, max_len))
         scale = amplitude(spec)
         self.cos, self.sin = (angle.cos() * scale).to(device), (angle.sin() * scale).to(device)
+        self.kernels = kernels
 
     def at(self, positions: torch.Tensor) -> Angles:
         """cos, sin for ``positions`` [n]: each [n, dim / 2]."""
-        return ops.embedding(self.cos, positions), ops.embedding(self.sin, positions)
+        return self.kernels.embedding(self.cos, positions), self.kernels.embedding(self.sin, positions)

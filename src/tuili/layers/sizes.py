@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 
 from tuili.layers.kvspec import kv_specs
+from tuili.layers.shapes import norms, projections
 from tuili.layers.spec import ModelSpec
 from tuili.quant.scheme import Scheme
 from tuili.quant.size import BYTES, stored_bytes
@@ -31,30 +32,10 @@ def parameters(spec: ModelSpec) -> dict[str, Shape]:
 
 def block_parameters(spec: ModelSpec) -> dict[str, Shape]:
     """Those of one block, projections fused as layers fuse them."""
-    hidden, inner, heads = spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim
-    qkv = heads + 2 * spec.num_kv_heads * spec.head_dim
-    projections = {
-        "attention.qkv_proj": (qkv, hidden, spec.qkv_bias),
-        "attention.o_proj": (hidden, heads, spec.out_bias),
-        "mlp.gate_up_proj": (2 * inner, hidden, spec.mlp_bias),
-        "mlp.down_proj": (hidden, inner, spec.mlp_bias),
-    }
     found: dict[str, Shape] = {}
-    for name, (out, into, bias) in projections.items():
-        found |= {f"{name}.weight": (out, into)} | ({f"{name}.bias": (out,)} if bias else {})
-    if spec.qk_norm:
-        found |= {f"attention.{norm}.weight": (spec.head_dim,) for norm in ("q_norm", "k_norm")}
-    norms = ["attention_norm", "mlp_norm"]
-    norms += ["attention_post_norm", "mlp_post_norm"] if spec.post_norms else []
-    return found | {f"{norm}.weight": (hidden,) for norm in norms}
-
-
-def parts(spec: ModelSpec, module: str) -> tuple[int, ...]:
-    """Outputs of the projections that are fused into ``module``, in order."""
-    if module.endswith("qkv_proj"):
-        return spec.num_heads * spec.head_dim, *(spec.num_kv_heads * spec.head_dim,) * 2
-    assert module.endswith("gate_up_proj"), module
-    return (spec.intermediate_size,) * 2
+    for name, (into, parts, bias) in projections(spec).items():
+        found |= {f"{name}.weight": (sum(parts), into)} | ({f"{name}.bias": (sum(parts),)} if bias else {})
+    return found | {f"{name}.weight": (length,) for name, length in norms(spec).items()}
 
 
 def parameter_count(spec: ModelSpec) -> int:

@@ -1,4 +1,4 @@
-"""Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` calls what is active in the op table."""
+"""Floor 1, data plane: kernels and their meaning. ``ops.linear(...)`` is the meaning, ``Kernels`` are the speed."""
 
 from tuili.ops.attention import (
     causal_attention,
@@ -10,24 +10,26 @@ from tuili.ops.attention import (
     write_kv_fp8,
     write_kv_int8,
 )
+from tuili.ops.kernels import REFERENCE, Kernels, kernels_of
 from tuili.ops.locate import locate
 from tuili.ops.reference import add, add_rms_norm, embedding, gated, linear, rms_norm, rotate, scale, softcap
 from tuili.ops.sampling import argmax, draw, logprobs
-from tuili.ops.table import Op, Sample, active_backend, choose, implement, op, table, use
+from tuili.ops.table import Op, Sample, implement, op, table
 
 __all__ = [
+    "REFERENCE",
+    "Kernels",
     "Op",
     "Sample",
-    "active_backend",
     "add",
     "add_rms_norm",
     "argmax",
     "causal_attention",
-    "choose",
     "draw",
     "embedding",
     "gated",
     "implement",
+    "kernels_of",
     "linear",
     "locate",
     "logprobs",
@@ -41,7 +43,6 @@ __all__ = [
     "scale",
     "softcap",
     "table",
-    "use",
     "write_kv",
     "write_kv_fp8",
     "write_kv_int8",

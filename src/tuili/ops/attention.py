@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tuili.ops import samples
 from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.reference import ROW_TILE, rotate, softcap
-from tuili.ops.table import op
+from tuili.ops.table import Backend, op
 
 #: Keys per tile. Part of the meaning: another value gives other last bits.
 KEY_TILE = 64
@@ -97,6 +97,7 @@ def _codes(x: torch.Tensor, steps: torch.Tensor, dtype: torch.dtype) -> torch.Te
 
 
 def _rotate_then_write(
+    kernels: Backend,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -106,8 +107,8 @@ def _rotate_then_write(
     v_cache: torch.Tensor,
     slots: torch.Tensor,
 ) -> torch.Tensor:
-    write_kv(rotate(k, cos, sin), v, k_cache, v_cache, slots)
-    return rotate(q, cos, sin)
+    kernels.write_kv(kernels.rotate(k, cos, sin), v, k_cache, v_cache, slots)
+    return kernels.rotate(q, cos, sin)
 
 
 @op(samples.rotate_write_kv, tolerance=1e-5, parts=_rotate_then_write)

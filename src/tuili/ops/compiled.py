@@ -1,4 +1,4 @@
-"""What ops are to torch.compile: torch code that it fuses, or calls of the active kernels that it leaves as they are.
+"""What ops are to torch.compile: torch code that it fuses, or calls of kernels that it leaves as they are.
 
 Row-wise ops and dense products are fused: as their references, but for two whose references cut rows so that no bit
 depends on the batch. That depends on the number of rows, and what is compiled is to serve any; so it gives that up.
@@ -7,11 +7,14 @@ Products of packed and rounded weights stay calls: no compiler knows how those l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from tuili.ops.kernels import Kernels
 from tuili.ops.reference import ROW_TILE, activate
 from tuili.ops.table import Op, implement, table
 
@@ -32,33 +35,40 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return activate(gate, activation) * up
 
 
-def make_traceable() -> None:
-    """Give every op what stands for it in compiled code. Products of whatever weights are ops called ``*_linear``."""
-    for name, entry in table.items():
-        if entry.traced is not None:
-            continue
+class Traced(Kernels):
+    """What stands for ``kernels`` in compiled code. Products of whatever weights are ops called ``*_linear``."""
+
+    def __init__(self, kernels: Kernels):
+        super().__init__(TRACED)
+        self.kernels = kernels
+        for name in table:  # now: nothing is looked up while torch traces
+            getattr(self, name)
+
+    def _find(self, name: str) -> Callable[..., Any]:
+        entry = table[name]
         if name in AS_THEY_ARE:
-            entry.traced = entry.reference
-        elif TRACED in entry.implementations:
-            entry.traced = entry.implementations[TRACED]
-        elif name.endswith("_linear"):
-            entry.traced = _opaque(entry)
+            return entry.reference
+        if TRACED in entry.implementations:
+            return entry.implementations[TRACED]
+        return _opaque(entry, self.kernels) if name.endswith("_linear") else getattr(self.kernels, name)
 
 
-def _opaque(entry: Op[..., Any]) -> Any:
+@cache
+def _opaque(entry: Op[..., Any], kernels: Kernels) -> Any:
     """A torch operator that calls ``entry``: rows in (its first argument), as many rows out.
 
     What one row's result looks like, the reference says.
     """
+    function = getattr(kernels, entry.name)
 
     def call(*args: Any) -> torch.Tensor:
-        return entry.active(*args)
+        return function(*args)
 
     def shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
         few = entry.reference(x.new_empty((ROW_TILE, *x.shape[1:])), *args)
         return few.new_empty((x.shape[0], *few.shape[1:]))
 
     schema = torch.library.infer_schema(entry.reference, mutates_args=())
-    made = torch.library.custom_op(f"tuili::{entry.name}", call, mutates_args=(), schema=schema)
+    made = torch.library.custom_op(f"tuili::{entry.name}_{kernels.backend}", call, mutates_args=(), schema=schema)
     made.register_fake(shape)
     return made

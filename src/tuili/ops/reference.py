@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
-from tuili.ops.table import op
+from tuili.ops.table import Backend, op
 
 #: Rows of a matmul are padded to a multiple of this. Kernels for 1 to 3 float32 rows add in another order than those
 #: for many, so that a request's logits would depend on who shares its batch (measured; DESIGN.md law 5).
@@ -97,10 +97,10 @@ def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _add_then_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
+    kernels: Backend, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    total = add(residual, x)
-    return total, rms_norm(total, weight, eps, offset)
+    total = kernels.add(residual, x)
+    return total, kernels.rms_norm(total, weight, eps, offset)
 
 
 @op(samples.add_rms_norm, tolerance=1e-5, parts=_add_then_norm)

@@ -5,17 +5,20 @@ Other implementations register with ``implement`` and are held to the reference,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, ParamSpec, TypeVar
-
-from torch.compiler import is_compiling
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from tuili.base.errors import ConfigError, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Backend(Protocol):
+    """Whose ops a fused one's parts are: ``Kernels``."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,12 @@ class Sample:
     make: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Op(Generic[P, R]):
-    """An op of the table. Calling it runs the active implementation; ``reference`` is its meaning.
+    """An op of the table. Calling it runs the ``reference``, which is its meaning; ``Kernels`` run implementations.
 
-    A fused op has ``parts``: the ops that it is made of, called one after the other, for backends that have only those.
-    While torch.compile traces a caller, ``traced`` stands for the op (``ops.compiled``).
+    A fused op has ``parts(kernels, ...)``: the ops that it is made of, called one after the other, for backends that
+    have only those.
     """
 
     name: str
@@ -40,22 +43,16 @@ class Op(Generic[P, R]):
     tolerance: float
     parts: Callable[..., Any] | None = None
     implementations: dict[str, Callable[P, R]] = field(default_factory=dict)
-    active: Callable[P, R] = field(init=False)
-    traced: Callable[P, R] | None = None
 
     def __post_init__(self) -> None:
         self.implementations["reference"] = self.reference
-        self.active = self.reference
         self.__doc__ = self.reference.__doc__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.traced is not None and is_compiling():
-            return self.traced(*args, **kwargs)
-        return self.active(*args, **kwargs)
+        return self.reference(*args, **kwargs)
 
 
 table: dict[str, Op[..., Any]] = {}
-_active = "reference"
 
 
 def op(
@@ -73,7 +70,7 @@ def op(
 
 
 def implement(name: str, backend: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register another implementation of op ``name``; ``use(backend)`` makes it active."""
+    """Register another implementation of op ``name``: the one of ``Kernels`` called ``backend``."""
 
     def add(function: Callable[P, R]) -> Callable[P, R]:
         if name not in table:
@@ -82,34 +79,3 @@ def implement(name: str, backend: str) -> Callable[[Callable[P, R]], Callable[P,
         return function
 
     return add
-
-
-def choose(backend: str) -> None:
-    """As ``use``, until something else is chosen. ConfigError for a backend that no op has."""
-    known = {b for entry in table.values() for b in entry.implementations}
-    if backend not in known:
-        raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")
-    global _active
-    _active = backend
-    for entry in table.values():
-        entry.active = entry.implementations.get(backend, entry.parts or entry.reference)
-
-
-def active_backend() -> str:
-    """What was chosen last."""
-    return _active
-
-
-@contextmanager
-def use(backend: str) -> Iterator[None]:
-    """Run on ``backend`` where an op has it, else on the reference. Bug hunts start with ``use("reference")``."""
-    global _active
-    before = {name: entry.active for name, entry in table.items()}
-    chosen = _active
-    choose(backend)
-    try:
-        yield
-    finally:
-        _active = chosen
-        for name, active in before.items():
-            table[name].active = active

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from tuili import ops
+from tuili.ops import REFERENCE, Kernels
 from tuili.ops.cpu import Arena
 from tuili.ops.triton import FAST, INVARIANT
 
@@ -15,9 +15,11 @@ STAGED = 32 << 20
 
 
 class Place(Protocol):
-    """``kernels``: whose packing the weights get ("cpu" or "triton", see ``scheme.packing_of``)."""
+    """``packing``: in whose order weights are kept there ("cpu" or "triton", see ``scheme.packing_of``), and the
+    ``kernels`` that multiply them."""
 
-    kernels: str
+    packing: str
+    kernels: Kernels
     device: torch.device
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -31,10 +33,10 @@ class DeviceMemory:
     """A device's own memory. What comes to a CUDA device passes through page-locked memory, one half of which is filled
     while the other travels."""
 
-    kernels = "triton"
+    packing = "triton"
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, kernels: Kernels = REFERENCE):
+        self.device, self.kernels = device, kernels
         self._halves: list[torch.Tensor] = []
         self._free: list[torch.cuda.Event] = []
 
@@ -58,9 +60,10 @@ class DeviceMemory:
         return there
 
 
-def place_on(device: torch.device | str = "cpu") -> Place:
-    """Memory on ``device``. On the CPU it is in the C++ kernels' order, unless Triton's (interpreted) were chosen."""
+def place_on(device: torch.device | str = "cpu", kernels: Kernels = REFERENCE) -> Place:
+    """Memory on ``device`` for ``kernels``. On the CPU it is in the C++ kernels' order, unless they are Triton's
+    (interpreted)."""
     device = torch.device(device)
-    if device.type == "cpu" and ops.active_backend() not in (FAST, INVARIANT):
-        return Arena()
-    return DeviceMemory(device)
+    if device.type == "cpu" and kernels.backend not in (FAST, INVARIANT):
+        return Arena(kernels)
+    return DeviceMemory(device, kernels)

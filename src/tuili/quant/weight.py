@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from tuili.base.registry import Registry
+from tuili.ops import REFERENCE, Kernels
 from tuili.quant.place import Place
 from tuili.quant.scheme import Scheme, packing_of
 
@@ -79,7 +80,7 @@ formats: Registry[type[WeightFormat]] = Registry("weight format", "tuili.quant.f
 
 @dataclass(frozen=True)
 class Weight:
-    """An [out, into] matrix stored by ``scheme``, for activations of ``dtype``."""
+    """An [out, into] matrix stored by ``scheme``, for activations of ``dtype``; ``kernels`` multiply it."""
 
     scheme: Scheme
     format: WeightFormat
@@ -87,12 +88,14 @@ class Weight:
     out: int
     into: int
     dtype: torch.dtype
+    kernels: Kernels = REFERENCE
 
     @staticmethod
     def empty(out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Weight:
         """Room for a matrix; ``fill`` brings it. ConfigError for an unknown format or one that the scheme misfits."""
-        format = formats.get(packing_of(scheme, place.kernels))()
-        return Weight(scheme, format, format.empty(out, into, scheme, dtype, place), out, into, dtype)
+        format = formats.get(packing_of(scheme, place.packing))()
+        tensors = format.empty(out, into, scheme, dtype, place)
+        return Weight(scheme, format, tensors, out, into, dtype, place.kernels)
 
     @staticmethod
     def of(matrix: torch.Tensor, scheme: Scheme, place: Place) -> Weight:

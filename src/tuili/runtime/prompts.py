@@ -30,7 +30,11 @@ def judge_prompt(model: Decoder, chunk: Chunk, row: Row, ids: torch.Tensor, hidd
     row.before = hidden[-1:].clone()
     parts = zip(sources.split(PROMPT_LOGITS_SLICE), targets.split(PROMPT_LOGITS_SLICE), strict=False)
     count = chunk.params.prompt_logprobs or 0
-    return [rank(model.logits(source[: len(target)]), target, count) for source, target in parts if len(target)]
+    return [
+        rank(model.logits(source[: len(target)]), target, count, model.kernels)
+        for source, target in parts
+        if len(target)
+    ]
 
 
 def read_judged(chunk: Chunk, judged: list[Top]) -> list[TopLogprobs]:

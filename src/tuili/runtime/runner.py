@@ -79,7 +79,7 @@ class Runner:
     ):
         max_blocks, padding, where = -(-max_model_len // kv.block_size), kv.num_blocks - 1, device.torch_device
         self.model, self.kv, self.device = model, kv, device
-        self.attention = attention or PagedAttention()
+        self.attention = attention or PagedAttention(model.kernels)
         self.rows = Rows(max_rows)
         #: The blocks of each row, and the id that was sampled last for it. The last row is for padding.
         self.table = torch.full((max_rows + 1, max_blocks), padding, dtype=torch.long, device=where)
@@ -165,7 +165,7 @@ class Runner:
     def _choose(
         self, step: StepInputs, logits: torch.Tensor, samplers: torch.Tensor, wishes: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        chosen = choose_tokens(logits, step.samplers, step.positions, wishes)
+        chosen = choose_tokens(logits, step.samplers, step.positions, wishes, self.model.kernels)
         step.broken = chosen.broken
         self.last.index_copy_(0, samplers, chosen.ids)
         return chosen.ids, chosen.finite, *chosen.top

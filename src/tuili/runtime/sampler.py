@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tuili import ops
 from tuili.core.params import SamplingParams
 from tuili.core.plan import TopLogprobs
+from tuili.ops import REFERENCE, Kernels
 from tuili.runtime.device import send
 from tuili.runtime.rows import Row
 
@@ -74,28 +74,32 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def choose_tokens(
-    logits: torch.Tensor, rows: Sequence[Row], positions: Sequence[int], wishes: Sequence[torch.Tensor]
+    logits: torch.Tensor,
+    rows: Sequence[Row],
+    positions: Sequence[int],
+    wishes: Sequence[torch.Tensor],
+    kernels: Kernels = REFERENCE,
 ) -> Chosen:
     """One token per row of ``logits`` [rows, vocab] (any float type). The device's part: reads nothing back.
 
     ``positions[i]`` is where row i's token will stand; ``wishes``: the ``settings``, where the logits are.
     """
-    ids, finite = _draw(logits, wishes)
+    ids, finite = _draw(logits, wishes, kernels)
     broken: dict[int, str] = {}
     if ruled := [i for i, row in enumerate(rows) if row.rules and _is_ruled(i, row, positions[i], broken)]:
         at = send(ruled, logits.device)
         scores = logits[at].float()
         for own_scores, i in zip(scores, ruled, strict=True):
             _apply_rules(own_scores, i, rows[i], positions[i], broken)
-        ids[at], finite[at] = _draw(scores, [wish[at] for wish in wishes])
+        ids[at], finite[at] = _draw(scores, [wish[at] for wish in wishes], kernels)
     asked = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
     if not asked:
         return Chosen(ids, finite, (), broken)
     width = max(_width(rows[i].params.logprobs or 0, logits) for i in asked)
     if len(asked) == len(rows):
-        return Chosen(ids, finite, rank(logits, ids, width), broken)
+        return Chosen(ids, finite, rank(logits, ids, width, kernels), broken)
     at = send(asked, logits.device)
-    return Chosen(ids, finite, rank(logits[at], ids[at], width), broken)
+    return Chosen(ids, finite, rank(logits[at], ids[at], width, kernels), broken)
 
 
 def _is_ruled(i: int, row: Row, position: int, broken: dict[int, str]) -> bool:
@@ -129,8 +133,8 @@ def read_tokens(chosen: Chosen, rows: Sequence[Row]) -> Sampled:
     return Sampled(tokens, logprobs)
 
 
-def _draw(logits: torch.Tensor, wishes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return ops.draw(logits, *wishes) if wishes else ops.argmax(logits)
+def _draw(logits: torch.Tensor, wishes: Sequence[torch.Tensor], kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
+    return kernels.draw(logits, *wishes) if wishes else kernels.argmax(logits)
 
 
 def _width(count: int, logits: torch.Tensor) -> int:
@@ -138,9 +142,9 @@ def _width(count: int, logits: torch.Tensor) -> int:
     return vocab if count < 0 else min(count, vocab)
 
 
-def rank(logits: torch.Tensor, tokens: torch.Tensor, width: int) -> Top:
+def rank(logits: torch.Tensor, tokens: torch.Tensor, width: int, kernels: Kernels = REFERENCE) -> Top:
     """Log-softmax of ``logits`` [rows, vocab] at ``tokens`` [rows], and its ``width`` highest entries (-1: all)."""
-    return tokens, *ops.logprobs(logits, tokens, _width(width, logits))
+    return tokens, *kernels.logprobs(logits, tokens, _width(width, logits))
 
 
 def read_logprobs(top: Top, counts: Sequence[int]) -> list[TopLogprobs]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from tuili import ops
 from tuili.layers.attention import Kind
 from tuili.layers.rope import Angles
+from tuili.train.kernels import TRAIN
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class DenseAttention:
         kind: Kind,
     ) -> torch.Tensor:
         """``q`` [n, heads, dim], ``k``, ``v`` [n, kv_heads, dim] to [n, heads, dim]."""
-        q, k = ops.rotate(q, *angles), ops.rotate(k, *angles)
+        q, k = TRAIN.rotate(q, *angles), TRAIN.rotate(k, *angles)
         parts = []
         for a, b in pairwise(batch.starts):
-            out = ops.causal_attention(q[None, a:b], k[None, a:b], v[None, a:b], *kind)
+            out = TRAIN.causal_attention(q[None, a:b], k[None, a:b], v[None, a:b], *kind)
             parts.append(out[0])
         return torch.cat(parts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tuili.ops import implement
+from tuili.ops import implement, kernels_of
 from tuili.ops import table as ops_table
 
 #: Queries per block: keys behind a block are skipped, its own triangle is masked.
@@ -73,3 +73,7 @@ def causal_attention(
     k, v = (x.transpose(1, 2).reshape(b * kv_heads, t, dim) for x in (k, v))
     out = BlockedAttention.apply(wide, k, v, scale)
     return out.view(b, heads, t, dim).transpose(1, 2)
+
+
+#: What training computes with; the ops that it has no kernels of its own for are the references.
+TRAIN = kernels_of("train")

@@ -12,7 +12,7 @@ from tuili.ops.cpu.probe import peak, read_bandwidth
 from tuili.ops.cpu.store import store_floats, store_int4, store_int8
 
 if describe().built:
-    from tuili.ops.cpu import elementwise, kernels, sampling  # noqa: F401 (register them)
+    from tuili.ops.cpu import kernels  # noqa: F401 (registers them)
 
 __all__ = [
     "Arena",

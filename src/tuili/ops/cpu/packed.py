@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
+from tuili.ops.kernels import REFERENCE, Kernels
 from tuili.ops.reference import linear
 from tuili.ops.table import Sample, op
 
@@ -53,10 +54,10 @@ def tile_rows(tiles: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 class Arena:
     """Memory for weights, in large mappings on huge pages, 64-byte aligned; freed with the last tensor made in it."""
 
-    #: Who reads them.
-    kernels, device = "cpu", torch.device("cpu")
+    packing, device = "cpu", torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels = REFERENCE) -> None:
+        self.kernels = kernels
         self._map: mmap.mmap | None = None
         self._used = 0
 
@@ -108,12 +109,12 @@ def packed_linear(x: torch.Tensor, tiles: torch.Tensor, outputs: int, bias: torc
 def _embedding_samples() -> list[Sample]:
     def args(g: torch.Generator, d: torch.dtype) -> tuple[Any, ...]:
         weight = samples.randn(g, 100, 37, dtype=d)
-        return pack(weight), 37, torch.randint(0, 100, (13,), generator=g)
+        return pack(weight), 100, 37, torch.randint(0, 100, (13,), generator=g)
 
     return samples.each_dtype("ids", args)
 
 
 @op(_embedding_samples)
-def packed_embedding(tiles: torch.Tensor, inputs: int, ids: torch.Tensor) -> torch.Tensor:
-    """``embedding`` from a packed weight: rows ``ids`` [n] of the matrix, [n, inputs]."""
+def packed_embedding(tiles: torch.Tensor, outputs: int, inputs: int, ids: torch.Tensor) -> torch.Tensor:
+    """``embedding`` from a packed weight: rows ``ids`` [n], below ``outputs``, of the matrix: [n, inputs]."""
     return tile_rows(tiles, ids)[:, :inputs].contiguous()

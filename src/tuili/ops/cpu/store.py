@@ -177,7 +177,7 @@ def int8_embedding(
 def _int4_rows_args(matrix: torch.Tensor) -> tuple[Any, ...]:
     _, group, *tensors = args = _int4_args(matrix)
     store_int4.reference(*args)
-    return torch.tensor([0, len(matrix) - 1, 5, 5]), *tensors, matrix.shape[1], group, matrix.dtype
+    return torch.tensor([0, len(matrix) - 1, 5, 5]), *tensors, *matrix.shape, group, matrix.dtype
 
 
 @op(lambda: _samples(_int4_rows_args))
@@ -186,11 +186,12 @@ def int4_embedding(
     tiles: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor | None,
+    outputs: int,
     inputs: int,
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Rows ``ids`` [n] of a 4-bit matrix: [n, inputs] in ``dtype``."""
+    """Rows ``ids`` [n], below ``outputs``, of a 4-bit matrix: [n, inputs] in ``dtype``."""
     tile, lane = ids // TILE, ids % TILE
     points = None if zeros is None else zeros[tile, :, lane]
     return int4_floats(int4_rows(tiles, ids), scales[tile, :, lane], points, inputs, dtype)

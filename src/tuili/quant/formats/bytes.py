@@ -13,10 +13,7 @@ import torch
 from tuili.base.errors import ConfigError
 from tuili.ops.triton.layouts import (
     FP8,
-    byte_embedding,
     byte_floats,
-    byte_linear,
-    byte_weight_only_linear,
     round_blocks,
 )
 from tuili.quant.place import Place
@@ -56,12 +53,12 @@ class Bytes:
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         t = weight.tensors
         if weight.scheme.weight_only:
-            return byte_weight_only_linear(x, t["codes"], t["scales"], bias, t.get("zeros"))
-        return byte_linear(x, t["codes"], t["scales"], bias)
+            return weight.kernels.byte_weight_only_linear(x, t["codes"], t["scales"], bias, t.get("zeros"))
+        return weight.kernels.byte_linear(x, t["codes"], t["scales"], bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors
-        return byte_embedding(ids, t["codes"], t["scales"], t.get("zeros"), weight.dtype)
+        return weight.kernels.byte_embedding(ids, t["codes"], t["scales"], t.get("zeros"), weight.dtype)
 
 
 def _dtype(scheme: Scheme) -> torch.dtype:

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tuili.ops.cpu import packed_embedding, packed_linear, packed_shape, unpack
-from tuili.ops.cpu.store import store_floats
+from tuili.ops.cpu import packed_shape, unpack
 from tuili.quant.place import Place
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -22,7 +21,7 @@ class Dense:
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
         tiles = weight.tensors["tiles"][start // TILE : -(-(start + len(rows)) // TILE)]
-        store_floats(rows.to(weight.dtype), tiles)
+        weight.kernels.store_floats(rows.to(weight.dtype), tiles)
 
     def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
         raise TypeError("floats have no codes")
@@ -31,7 +30,7 @@ class Dense:
         return unpack(weight.tensors["tiles"], weight.out, weight.into)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return packed_linear(x, weight.tensors["tiles"], weight.out, bias)
+        return weight.kernels.packed_linear(x, weight.tensors["tiles"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return packed_embedding(weight.tensors["tiles"], weight.into, ids)
+        return weight.kernels.packed_embedding(weight.tensors["tiles"], weight.out, weight.into, ids)

@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 
 from tuili.base.errors import ConfigError
-from tuili.ops.cpu import int4_linear, int4_weight_linear
 from tuili.ops.cpu.integer import by_output, by_tile, pack_int4, unpack_int4
-from tuili.ops.cpu.store import int4_embedding, int4_floats, store_int4
+from tuili.ops.cpu.store import int4_floats
 from tuili.quant.place import Place
 from tuili.quant.scheme import GROUPS, TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -33,7 +32,7 @@ class Int4:
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
         part = self._part(weight, start, len(rows))
-        store_int4(rows, weight.scheme.group, part["tiles"], part["scales"], part.get("zeros"))
+        weight.kernels.store_int4(rows, weight.scheme.group, part["tiles"], part["scales"], part.get("zeros"))
 
     def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
         part = self._part(weight, start, len(codes.values))
@@ -53,13 +52,14 @@ class Int4:
         return int4_floats(codes, scales, zeros, weight.into, weight.dtype)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        linear, t = int4_weight_linear if weight.scheme.weight_only else int4_linear, weight.tensors
+        kernels, t = weight.kernels, weight.tensors
+        linear = kernels.int4_weight_linear if weight.scheme.weight_only else kernels.int4_linear
         return linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.scheme.group, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors
-        group = weight.scheme.group
-        return int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, group, weight.dtype)
+        sizes = weight.out, weight.into, weight.scheme.group
+        return weight.kernels.int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), *sizes, weight.dtype)
 
 
 def check_group(scheme: Scheme) -> None:

@@ -15,8 +15,6 @@ from tuili.ops.triton.layouts import (
     TILE,
     by_tile,
     int4_floats,
-    int4_tile_embedding,
-    int4_weight_only_linear,
     pack_int4,
 )
 from tuili.quant.formats.int4_group import check_group, scale_dtype
@@ -54,8 +52,10 @@ class Int4Halves:
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         t = weight.tensors
-        return int4_weight_only_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, bias)
+        return weight.kernels.int4_weight_only_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors
-        return int4_tile_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, weight.dtype)
+        return weight.kernels.int4_tile_embedding(
+            ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, weight.dtype
+        )

@@ -6,9 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tuili.ops.cpu import int8_linear, int8_weight_linear
 from tuili.ops.cpu.integer import pack_int8, unpack_int8
-from tuili.ops.cpu.store import int8_embedding, store_int8
 from tuili.quant.place import Place
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -23,7 +21,7 @@ class Int8:
         return {"tiles": tiles, "scales": torch.empty(out)}
 
     def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        store_int8(rows, *self._part(weight, start, len(rows)))
+        weight.kernels.store_int8(rows, *self._part(weight, start, len(rows)))
 
     def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
         tiles, scales = self._part(weight, start, len(codes.values))
@@ -39,8 +37,11 @@ class Int8:
         return (codes * weight.tensors["scales"].unsqueeze(1)).to(weight.dtype)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        linear = int8_weight_linear if weight.scheme.weight_only else int8_linear
+        kernels = weight.kernels
+        linear = kernels.int8_weight_linear if weight.scheme.weight_only else kernels.int8_linear
         return linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return int8_embedding(ids, weight.tensors["tiles"], weight.tensors["scales"], weight.into, weight.dtype)
+        return weight.kernels.int8_embedding(
+            ids, weight.tensors["tiles"], weight.tensors["scales"], weight.into, weight.dtype
+        )

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 
-from tuili import ops
 from tuili.quant.place import Place
 from tuili.quant.scheme import TILE, Scheme
 from tuili.quant.weight import Codes, Tensors, Weight, formats
@@ -29,7 +28,7 @@ class Plain:
         return weight.tensors["matrix"]
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return ops.linear(x, weight.tensors["matrix"], bias)
+        return weight.kernels.linear(x, weight.tensors["matrix"], bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return ops.embedding(weight.tensors["matrix"], ids)
+        return weight.kernels.embedding(weight.tensors["matrix"], ids)

@@ -38,11 +38,6 @@ class CapturedSteps(Protocol):
     memory: torch.Tensor | None
 
     @property
-    def active(self) -> bool:
-        """Whether steps are captured: as long as the ops that were captured are what computes."""
-        ...
-
-    @property
     def shapes(self) -> list[Shape]:
         """What is captured so far."""
         ...

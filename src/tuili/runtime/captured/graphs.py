@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from tuili import ops
 from tuili.base.log import get
 from tuili.runtime.batch import ForwardBatch
 from tuili.runtime.captured import Parts
@@ -42,8 +41,8 @@ class GraphSteps:
         self.scores = torch.empty(self.most, model.spec.vocab_size, dtype=model.dtype, device=where)
         self._bounds = torch.arange(self.most + 1, device=where)
         self._replays: dict[Shape, Callable[[], None]] = {}
-        self.backend = ops.active_backend()
-        self.why = "torch's references read lengths back to the host" if self.backend == "reference" else ""
+        references = model.kernels.backend == "reference"
+        self.why = "torch's references read lengths back to the host" if references else ""
         self.nbytes = 0
         if not self.why:
             self._capture(sorted(set(shapes), key=lambda shape: (-shape[0] * shape[1], shape)), progress)
@@ -51,16 +50,12 @@ class GraphSteps:
             log.warning("decode steps are not captured, so they are slower: %s", self.why)
 
     @property
-    def active(self) -> bool:
-        return not self.why and ops.active_backend() == self.backend
-
-    @property
     def shapes(self) -> list[Shape]:
         return sorted(self._replays)
 
     def fit(self, step: StepInputs) -> bool:
         """A step with many new blocks has no room in ``memory``."""
-        if step.shape is None or not self.active or self._padded(step.shape) is None:
+        if step.shape is None or self.why or self._padded(step.shape) is None:
             return False
         return sum(len(chunk.new_blocks) for chunk in step.plan.chunks) <= len(step.rows)
 
@@ -111,7 +106,9 @@ class GraphSteps:
         rows = requests * each
         assert self.memory is not None
         head = self.memory[: INPUTS * self.most * 8].view(torch.int64).view(INPUTS, self.most)
-        ids, slots, contexts, blocks = ops.locate(head[:, :rows], parts.last, parts.table, parts.kv.block_size)
+        ids, slots, contexts, blocks = parts.model.kernels.locate(
+            head[:, :rows], parts.last, parts.table, parts.kv.block_size
+        )
         if each > 1:  # a request's context is that of its last position
             contexts, blocks = contexts[each - 1 :: each].contiguous(), blocks[::each].contiguous()
         bounds = self._bounds[: rows + 1 : each]

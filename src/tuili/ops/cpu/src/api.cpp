@@ -1,5 +1,5 @@
-// The C boundary: picks the instruction set, cuts each op into pieces and gives them to the team. Arguments were
-// checked by the Python side, which is the only caller.
+// The C boundary: picks the instruction set, holds values to their ranges, cuts each op into pieces and gives them to
+// the team. Shapes and dtypes were checked by the Python side, which is the only caller.
 #include <string.h>
 
 #include <algorithm>
@@ -39,6 +39,7 @@ template <class Body> void row_pieces(int64_t rows, int64_t elements_per_row, Bo
 // A product's outputs in pieces of at least four tiles (one block of registers) and up to 128 KB of weights; where that
 // makes few pieces of many rows, the rows are cut as well.
 template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t tile_bytes, Body body) {
+    if (rows == 0 || tiles == 0) return;
     int64_t team = pool_threads();
     int64_t wide = std::min<int64_t>(131072 / std::max<int64_t>(tile_bytes, 1), up(tiles, 4 * team)) / 4 * 4;
     wide = std::max<int64_t>(4, wide);
@@ -49,6 +50,26 @@ template <class Body> void matmul_pieces(int64_t rows, int64_t tiles, int64_t ti
         int64_t tile = p / bands * wide, row = p % bands * high;
         body(row, std::min(high, rows - row), tile, std::min(wide, tiles - tile));
     });
+}
+
+// Requests' queries lie end to end, each one's context holds them and ends within its blocks, and those that are read
+// are blocks of the cache.
+const Fault* check(const AttentionArgs& a) {
+    const char* name = "attention";
+    int64_t begin = 0, room = a.columns * a.block_size;
+    for (int64_t r = 0; r < a.requests; r++, begin = a.query_start[r]) {
+        int64_t end = a.query_start[r + 1], queries = end - begin, context = a.context_len[r];
+        if (r == 0 && a.query_start[0] != 0) return fault(name, "query_start", 0, (double)a.query_start[0], 0, 0);
+        if (end < begin || end > a.rows) return fault(name, "query_start", r + 1, (double)end, (double)begin, (double)a.rows);
+        if (queries == 0) continue;
+        if (context < queries || context > room) return fault(name, "context_len", r, (double)context, (double)queries, (double)room);
+        int64_t first = a.window ? std::max<int64_t>(0, context - queries - a.window + 1) / a.block_size : 0;
+        const int64_t* blocks = a.block_table + r * a.block_table_stride;
+        for (int64_t i = first; i * a.block_size < context; i++)
+            if (blocks[i] < 0 || blocks[i] >= a.blocks)
+                return fault(name, "block_table", r * a.columns + i, (double)blocks[i], 0, (double)(a.blocks - 1));
+    }
+    return begin == a.rows ? nullptr : fault(name, "query_start", a.requests, (double)begin, (double)a.rows, (double)a.rows);
 }
 
 // Blocks of a request's queries, for as many KV heads (side by side in memory) as are not more than a quarter of a
@@ -78,9 +99,16 @@ void cut_attention(const AttentionArgs& a, std::vector<AttentionItem>& items) {
 
 }  // namespace
 
+const Fault* fault(const char* kernel, const char* argument, int64_t at, double value, double low, double high) {
+    static thread_local Fault last;
+    last = {kernel, argument, at, value, low, high};
+    return &last;
+}
+
 #pragma GCC visibility push(default)
 extern "C" {
 
+const char* tuili_abi() { return TUILI_ABI; }
 const char* tuili_isa() { return kernels ? kernels->name : ""; }
 
 // Chooses another instruction set that this machine has ("" for the best); 0 if it has not.
@@ -111,15 +139,16 @@ int64_t tuili_probe_multiply(int64_t kind, int64_t rounds) {
     return total;
 }
 
-void tuili_linear(const LinearArgs* a) {
+const Fault* tuili_linear(const LinearArgs* a) {
     int64_t bytes = a->inputs * TILE * (a->dtype == 0 ? 4 : 2);
     matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [=](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->linear(*a, row, rows, tile, tiles);
     });
+    return nullptr;
 }
 
-void tuili_quantized(const QuantizedArgs* args) {
-    QuantizedArgs a = *args;
+const Fault* tuili_quantized(const QuantizedArgs* args) {
+    RoundedArgs a{*args, nullptr, nullptr, nullptr};
     int64_t inputs = up(a.inputs, a.group) * a.group, groups = a.bits == 8 ? 1 : inputs / a.group;
     char* room = (char*)scratch(4, a.rows * (inputs + 4 * groups + 4) + 128);
     a.factors = (float*)room;
@@ -129,34 +158,39 @@ void tuili_quantized(const QuantizedArgs* args) {
     matmul_pieces(a.rows, up(a.outputs, TILE), inputs * TILE * a.bits / 8, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->quantized(a, row, rows, tile, tiles);
     });
+    return nullptr;
 }
 
-void tuili_weight_only(const QuantizedArgs* a) {
+const Fault* tuili_weight_only(const QuantizedArgs* a) {
     int64_t bytes = up(a->inputs, a->group) * a->group * TILE * a->bits / 8;
     matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->weight_only(*a, row, rows, tile, tiles);
     });
+    return nullptr;
 }
 
-void tuili_gather(const GatherArgs* a) {
+const Fault* tuili_gather(const GatherArgs* a) {
+    if (const Fault* found = check(*a)) return found;
     row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) {
         for (int64_t i = first; i < first + count; i++) {
             int64_t tile = a->ids[i] / TILE, lane = a->ids[i] % TILE;
             if (a->dtype == 0) {
-                const float* w = (const float*)a->weight + tile * a->inputs * TILE + lane;
+                const float* w = (const float*)a->tiles + tile * a->inputs * TILE + lane;
                 float* out = (float*)a->out + i * a->inputs;
                 for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k * TILE];
             } else {
                 int64_t pairs = up(a->inputs, 2);
-                const uint16_t* w = (const uint16_t*)a->weight + tile * pairs * 2 * TILE + lane * 2;
+                const uint16_t* w = (const uint16_t*)a->tiles + tile * pairs * 2 * TILE + lane * 2;
                 uint16_t* out = (uint16_t*)a->out + i * a->inputs;
                 for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k / 2 * 2 * TILE + k % 2];
             }
         }
     });
+    return nullptr;
 }
 
-void tuili_attention(const AttentionArgs* a) {
+const Fault* tuili_attention(const AttentionArgs* a) {
+    if (const Fault* found = check(*a)) return found;
     static thread_local std::vector<AttentionItem> items, pieces;
     items.clear(), pieces.clear();
     cut_attention(*a, items);
@@ -178,59 +212,79 @@ void tuili_attention(const AttentionArgs* a) {
     parallel(pieces.size(), [&](int64_t p) { kernels->attention(*a, piece[p]); });
     for (auto& i : items)
         if (i.split) kernels->merge(*a, i);
+    return nullptr;
 }
 
-void tuili_rms_norm(const NormArgs* a) {
+const Fault* tuili_rms_norm(const NormArgs* a) {
     row_pieces(a->rows * a->heads, a->dim, [=](int64_t row, int64_t rows) { kernels->rms_norm(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_rotate(const RotateArgs* a) {
+const Fault* tuili_rotate(const RotateArgs* a) {
     row_pieces(a->rows, a->heads * a->dim, [=](int64_t row, int64_t rows) { kernels->rotate(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_gated(const GatedArgs* a) {
+const Fault* tuili_gated(const GatedArgs* a) {
     row_pieces(a->rows, a->dim * 2, [=](int64_t row, int64_t rows) { kernels->gated(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_add(const AddArgs* a) {
-    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->add(*a, row, rows); });
+const Fault* tuili_add(const AddArgs* a) {
+    row_pieces(a->count, 1, [=](int64_t first, int64_t count) { kernels->add(*a, first, count); });
+    return nullptr;
 }
 
-void tuili_scale(const ScaleArgs* a) {
-    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->scale(*a, row, rows); });
+const Fault* tuili_scale(const ScaleArgs* a) {
+    row_pieces(a->count, 1, [=](int64_t first, int64_t count) { kernels->scale(*a, first, count); });
+    return nullptr;
 }
 
-void tuili_softcap(const SoftcapArgs* a) {
-    row_pieces(a->rows, a->dim, [=](int64_t row, int64_t rows) { kernels->softcap(*a, row, rows); });
+const Fault* tuili_softcap(const SoftcapArgs* a) {
+    row_pieces(a->count, 1, [=](int64_t first, int64_t count) { kernels->softcap(*a, first, count); });
+    return nullptr;
 }
 
-void tuili_embedding(const EmbeddingArgs* a) {
+const Fault* tuili_embedding(const EmbeddingArgs* a) {
+    if (const Fault* found = check(*a)) return found;
+    int64_t bytes = a->dim * (a->dtype == 0 ? 4 : 2);
     for (int64_t i = 0; i < a->count; i++)
-        memcpy((char*)a->out + i * a->bytes, (const char*)a->weight + a->ids[i] * a->bytes, a->bytes);
+        memcpy((char*)a->out + i * bytes, (const char*)a->weight + a->ids[i] * bytes, bytes);
+    return nullptr;
 }
 
-void tuili_store(const StoreArgs* a) {
+const Fault* tuili_store(const StoreArgs* a) {
     parallel(up(a->rows, TILE), [&](int64_t tile) { kernels->store(*a, tile); });
+    return nullptr;
 }
 
-void tuili_lookup(const LookupArgs* a) {
+const Fault* tuili_lookup(const LookupArgs* a) {
+    if (const Fault* found = check(*a)) return found;
     row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) { kernels->lookup(*a, first, count); });
+    return nullptr;
 }
 
-void tuili_argmax(const ArgmaxArgs* a) {
+const Fault* tuili_argmax(const ArgmaxArgs* a) {
     row_pieces(a->rows, a->vocab, [&](int64_t row, int64_t rows) { kernels->argmax(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_draw(const DrawArgs* a) {
+const Fault* tuili_draw(const DrawArgs* a) {
+    if (const Fault* found = check(*a)) return found;
     row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->draw(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_logprobs(const LogprobsArgs* a) {
+const Fault* tuili_logprobs(const LogprobsArgs* a) {
+    if (const Fault* found = check(*a)) return found;
     row_pieces(a->rows, a->vocab * 4, [&](int64_t row, int64_t rows) { kernels->logprobs(*a, row, rows); });
+    return nullptr;
 }
 
-void tuili_write_kv(const WriteArgs* a) {
-    row_pieces(a->heads, a->count * a->dim * 8, [&](int64_t head, int64_t heads) { kernels->write_kv(*a, head, heads); });
+const Fault* tuili_write_kv(const WriteArgs* a) {
+    if (const Fault* found = check(*a)) return found;
+    row_pieces(a->kv_heads, a->count * a->dim * 8, [&](int64_t head, int64_t heads) { kernels->write_kv(*a, head, heads); });
+    return nullptr;
 }
 }
 #pragma GCC visibility pop

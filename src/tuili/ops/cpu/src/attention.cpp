@@ -72,9 +72,9 @@ template <class Kind> struct Tile {
     void find_chunk(const View& v, int64_t c) {
         const AttentionArgs& a = v.a;
         int64_t at = base + c * CHUNK, size = a.block_size;
-        int64_t block = a.table[v.item.request * a.table_stride + at / size] * a.kv_heads + v.kv_head;
-        keys[c] = (const char*)a.k + (block * words<Kind>(a.dim) * size + at % size) * Kind::WORD;
-        values[c] = (const char*)a.v + (block * size + at % size) / Kind::PAIR * value_stride;
+        int64_t block = a.block_table[v.item.request * a.block_table_stride + at / size] * a.kv_heads + v.kv_head;
+        keys[c] = (const char*)a.k_cache + (block * words<Kind>(a.dim) * size + at % size) * Kind::WORD;
+        values[c] = (const char*)a.v_cache + (block * size + at % size) / Kind::PAIR * value_stride;
         if (a.k_scales) key_scales[c] = a.k_scales + block * size + at % size, value_scales[c] = a.v_scales + block * size + at % size;
     }
 
@@ -115,10 +115,10 @@ template <class Kind> struct Tile {
         Value *k = (Value*)room, *w = k + KEY_TILE * wide;
         float *ks = (float*)(w + KEY_TILE * wide), *vs = ks + KEY_TILE;
         for (int64_t i = from; i < to; i++) {
-            int64_t block = a.table[v.item.request * a.table_stride + (base + i) / size] * a.kv_heads + v.kv_head;
+            int64_t block = a.block_table[v.item.request * a.block_table_stride + (base + i) / size] * a.kv_heads + v.kv_head;
             int64_t at = (base + i) % size;
-            const Value* key = (const Value*)a.k + (block * words<Kind>(a.dim) * size + at) * pair;
-            const Value* value = (const Value*)a.v + (block * high + at / pair) * a.dim * pair + at % pair;
+            const Value* key = (const Value*)a.k_cache + (block * words<Kind>(a.dim) * size + at) * pair;
+            const Value* value = (const Value*)a.v_cache + (block * high + at / pair) * a.dim * pair + at % pair;
             for (int64_t d = 0; d < a.dim; d++) {
                 k[d / pair * KEY_TILE * pair + i * pair + d % pair] = key[d / pair * size * pair + d % pair];
                 w[i / pair * wide * pair + d * pair + i % pair] = value[d * pair];

@@ -11,12 +11,19 @@ struct AttentionItem {
     float* state;  // where it leaves its partitions' partial sums; null: it writes the output itself
 };
 
+// With the rounded rows, their factors and their sums by group.
+struct RoundedArgs : QuantizedArgs {
+    int8_t* values;
+    float* factors;
+    int32_t* sums;
+};
+
 struct Kernels {
     const char* name;
     int64_t row_tile;  // rows that the matmul makes at once: cut pieces at multiples
     void (*linear)(const LinearArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
-    void (*quantize)(const QuantizedArgs&, int64_t row, int64_t rows);
-    void (*quantized)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
+    void (*quantize)(const RoundedArgs&, int64_t row, int64_t rows);
+    void (*quantized)(const RoundedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*weight_only)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*attention)(const AttentionArgs&, const AttentionItem&);
     void (*merge)(const AttentionArgs&, const AttentionItem&);
@@ -25,9 +32,9 @@ struct Kernels {
     void (*gated)(const GatedArgs&, int64_t row, int64_t rows);
     void (*probe_read)(const char* at, int64_t bytes);
     int64_t (*probe_multiply)(int64_t kind, int64_t rounds);  // kinds: 0 float32, 1 bfloat16, 2 int8; returns operations
-    void (*add)(const AddArgs&, int64_t row, int64_t rows);
-    void (*scale)(const ScaleArgs&, int64_t row, int64_t rows);
-    void (*softcap)(const SoftcapArgs&, int64_t row, int64_t rows);
+    void (*add)(const AddArgs&, int64_t first, int64_t count);
+    void (*scale)(const ScaleArgs&, int64_t first, int64_t count);
+    void (*softcap)(const SoftcapArgs&, int64_t first, int64_t count);
     void (*store)(const StoreArgs&, int64_t tile);
     void (*lookup)(const LookupArgs&, int64_t first, int64_t count);
     void (*argmax)(const ArgmaxArgs&, int64_t row, int64_t rows);

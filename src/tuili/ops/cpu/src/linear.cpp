@@ -9,7 +9,7 @@ void tiles_of(const LinearArgs& a, Rows x, int64_t row, int64_t tile, int64_t st
     EACH(m, M)
         EACH(n, N) sum[m][n] = zero();
     int64_t bytes = steps * STEP;
-    block<Kind>(sum, x.at, x.stride, (const char*)a.weight + tile * bytes, bytes, steps);
+    block<Kind>(sum, x.at, x.stride, (const char*)a.tiles + tile * bytes, bytes, steps);
     EACH(n, N) {
         int64_t column = (tile + n) * TILE, left = a.outputs - column;
         F bias = a.bias ? load((const T*)a.bias + column, left) : zero();

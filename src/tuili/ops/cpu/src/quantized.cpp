@@ -38,7 +38,7 @@ int offset(const QuantizedArgs& a) { return a.bits == 8 ? (PAIRS ? -128 : 0) : a
 struct Place {
     int32_t *codes, *sums;
     int64_t step = 1;
-    Place(const QuantizedArgs& a, int64_t row) {
+    Place(const RoundedArgs& a, int64_t row) {
         int64_t words = padded(a) / 4, count = groups(a), first = row;
         if (strips(a)) {
             Blocks blocks(a.rows, a.bits == 8 ? HEIGHT8 : HEIGHT4);
@@ -66,7 +66,7 @@ void sum_groups(const int8_t* codes, int64_t wide, int64_t group, int32_t* sums)
     }
 }
 
-template <class T> void quantize(const QuantizedArgs& a, int64_t row, int64_t rows) {
+template <class T> void quantize(const RoundedArgs& a, int64_t row, int64_t rows) {
     int64_t wide = padded(a), count = groups(a);
     int8_t* out = (int8_t*)scratch(1, wide + 4 * count);
     int32_t* sums = (int32_t*)(out + wide);
@@ -109,7 +109,7 @@ template <class T, int M, int N> void finish(const QuantizedArgs& a, F (&sum)[M]
 template <int M, bool STRIP> struct Codes {
     const int8_t* at;
     int64_t row, step = STRIP ? 4 * M : 4;
-    Codes(const QuantizedArgs& a, int64_t first) : at(a.values + first * padded(a)), row(STRIP ? 4 : padded(a)) {}
+    Codes(const RoundedArgs& a, int64_t first) : at(a.values + first * padded(a)), row(STRIP ? 4 : padded(a)) {}
     I word(int64_t m, int64_t k) const { return four(::word(at + m * (STRIP ? 4 : row) + k * step)); }
 };
 template <int M, bool STRIP> inline void ask(const char* w) {
@@ -117,9 +117,9 @@ template <int M, bool STRIP> inline void ask(const char* w) {
 }
 
 // S sums per (row, output), of every S-th step: exact, so they may be added in any order.
-template <class T, int M, int N, int S, bool STRIP> void eight(const QuantizedArgs& a, int64_t row, int64_t tile) {
+template <class T, int M, int N, int S, bool STRIP> void eight(const RoundedArgs& a, int64_t row, int64_t tile) {
     int64_t steps = padded(a) / 4, k = 0;
-    const char* w = (const char*)a.weight + tile * steps * STEP;
+    const char* w = (const char*)a.tiles + tile * steps * STEP;
     Codes<M, STRIP> x(a, row);
     I sum[S * M][N];
     EACH(m, (S * M))
@@ -149,9 +149,9 @@ template <class T, int M, int N, int S, bool STRIP> void eight(const QuantizedAr
     finish<T>(a, out, row, tile);
 }
 
-template <class T, int M, int N, bool STRIP> void nibbles(const QuantizedArgs& a, int64_t row, int64_t tile) {
+template <class T, int M, int N, bool STRIP> void nibbles(const RoundedArgs& a, int64_t row, int64_t tile) {
     int64_t count = groups(a), steps = padded(a) / 8;
-    const char* w = (const char*)a.weight + tile * steps * STEP;
+    const char* w = (const char*)a.tiles + tile * steps * STEP;
     const int32_t* totals = a.sums + row * count;
     Codes<M, STRIP> x(a, row);
     F out[M][N];
@@ -186,7 +186,7 @@ template <class T, int M, int N, bool STRIP> void nibbles(const QuantizedArgs& a
     finish<T>(a, out, row, tile);
 }
 
-template <class T, int M> void strip(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+template <class T, int M> void strip(const RoundedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
     for (int64_t n = 0; n < tiles; n++) {
         if (a.bits == 8)
             eight<T, M, 1, (M < SUMS ? SUMS / M : 1), true>(a, row, tile + n);
@@ -195,7 +195,7 @@ template <class T, int M> void strip(const QuantizedArgs& a, int64_t row, int64_
     }
 }
 
-template <class T, int M> void block(const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+template <class T, int M> void block(const RoundedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
     int64_t n = 0;
     if (a.bits == 8) {
         for (; n + COLUMNS <= tiles; n += COLUMNS) eight<T, M, COLUMNS, 1, false>(a, row, tile + n);
@@ -207,13 +207,13 @@ template <class T, int M> void block(const QuantizedArgs& a, int64_t row, int64_
 }
 
 // strip<M> of a strip's height M, at most H.
-template <class T, int H> void strip_of(int64_t height, const QuantizedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
+template <class T, int H> void strip_of(int64_t height, const RoundedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
     if constexpr (H > 1)
         if (height < H) return strip_of<T, H - 1>(height, a, row, tile, tiles);
     strip<T, H>(a, row, tile, tiles);
 }
 
-template <class T> void quantized(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+template <class T> void quantized(const RoundedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
     bool narrow = strips(a), whole = a.bits == 8;  // strips are all of the rows
     Blocks blocks(rows, narrow ? (whole ? HEIGHT8 : HEIGHT4) : whole ? ROWS : ROWS4);
     for (int64_t b = 0; b < blocks.count; b++) {
@@ -230,9 +230,9 @@ template <class T> void quantized(const QuantizedArgs& a, int64_t row, int64_t r
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
-void JOIN(quantize, TUILI_ISA)(const QuantizedArgs& a, int64_t row, int64_t rows) {
+void JOIN(quantize, TUILI_ISA)(const RoundedArgs& a, int64_t row, int64_t rows) {
     a.dtype == 0 ? quantize<float>(a, row, rows) : quantize<uint16_t>(a, row, rows);
 }
-void JOIN(quantized, TUILI_ISA)(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+void JOIN(quantized, TUILI_ISA)(const RoundedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
     a.dtype == 0 ? quantized<float>(a, row, rows, tile, tiles) : quantized<uint16_t>(a, row, rows, tile, tiles);
 }

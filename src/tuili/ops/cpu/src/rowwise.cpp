@@ -53,7 +53,7 @@ template <class T> F rounded(F x) {  // as the composition of two ops would see 
 
 template <class T, F (*activation)(F)> void gated(const GatedArgs& a, int64_t row, int64_t rows) {
     for (int64_t r = row; r < row + rows; r++) {
-        const T* gate = (const T*)a.x + r * 2 * a.dim;
+        const T* gate = (const T*)a.gate_up + r * 2 * a.dim;
         const T* up = gate + a.dim;
         T* out = (T*)a.out + r * a.dim;
         for (int64_t i = 0; i < a.dim; i += LANES) {
@@ -63,25 +63,26 @@ template <class T, F (*activation)(F)> void gated(const GatedArgs& a, int64_t ro
     }
 }
 
-template <class T> void add(const AddArgs& a, int64_t row, int64_t rows) {
-    const T *x = (const T*)a.a, *y = (const T*)a.b;
+template <class T> void add(const AddArgs& a, int64_t first, int64_t count) {
+    const T *x = (const T*)a.x, *y = (const T*)a.y;
     T* out = (T*)a.out;
-    int64_t end = (row + rows) * a.dim;
-    for (int64_t i = row * a.dim; i < end; i += LANES) store(out + i, load(x + i, end - i) + load(y + i, end - i), end - i);
+    int64_t end = first + count;
+    for (int64_t i = first; i < end; i += LANES) store(out + i, load(x + i, end - i) + load(y + i, end - i), end - i);
 }
 
-template <class T> void scale(const ScaleArgs& a, int64_t row, int64_t rows) {
+template <class T> void scale(const ScaleArgs& a, int64_t first, int64_t count) {
     const T* x = (const T*)a.x;
     T* out = (T*)a.out;
-    int64_t end = (row + rows) * a.dim;
-    for (int64_t i = row * a.dim; i < end; i += LANES) store(out + i, load(x + i, end - i) * all(a.factor), end - i);
+    int64_t end = first + count;
+    F factor = rounded<T>(all(a.factor));
+    for (int64_t i = first; i < end; i += LANES) store(out + i, load(x + i, end - i) * factor, end - i);
 }
 
-template <class T> void softcap(const SoftcapArgs& a, int64_t row, int64_t rows) {
+template <class T> void softcap(const SoftcapArgs& a, int64_t first, int64_t count) {
     const T* x = (const T*)a.x;
     T* out = (T*)a.out;
-    int64_t end = (row + rows) * a.dim;
-    for (int64_t i = row * a.dim; i < end; i += LANES)
+    int64_t end = first + count;
+    for (int64_t i = first; i < end; i += LANES)
         store(out + i, all(a.cap) * tanh(load(x + i, end - i) / all(a.cap)), end - i);
 }
 
@@ -101,12 +102,12 @@ void JOIN(gated, TUILI_ISA)(const GatedArgs& a, int64_t row, int64_t rows) {
     else
         a.activation == 0 ? gated<uint16_t, silu>(a, row, rows) : gated<uint16_t, gelu_tanh>(a, row, rows);
 }
-void JOIN(add, TUILI_ISA)(const AddArgs& a, int64_t row, int64_t rows) {
-    a.dtype == 0 ? add<float>(a, row, rows) : add<uint16_t>(a, row, rows);
+void JOIN(add, TUILI_ISA)(const AddArgs& a, int64_t first, int64_t count) {
+    a.dtype == 0 ? add<float>(a, first, count) : add<uint16_t>(a, first, count);
 }
-void JOIN(scale, TUILI_ISA)(const ScaleArgs& a, int64_t row, int64_t rows) {
-    a.dtype == 0 ? scale<float>(a, row, rows) : scale<uint16_t>(a, row, rows);
+void JOIN(scale, TUILI_ISA)(const ScaleArgs& a, int64_t first, int64_t count) {
+    a.dtype == 0 ? scale<float>(a, first, count) : scale<uint16_t>(a, first, count);
 }
-void JOIN(softcap, TUILI_ISA)(const SoftcapArgs& a, int64_t row, int64_t rows) {
-    a.dtype == 0 ? softcap<float>(a, row, rows) : softcap<uint16_t>(a, row, rows);
+void JOIN(softcap, TUILI_ISA)(const SoftcapArgs& a, int64_t first, int64_t count) {
+    a.dtype == 0 ? softcap<float>(a, first, count) : softcap<uint16_t>(a, first, count);
 }

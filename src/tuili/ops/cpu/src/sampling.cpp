@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int64_t SPAN = 512;
+constexpr float COLDEST = 1.17549435e-38f;  // colder ones have no inverse, and draw the best
 
 #ifdef __AVX512F__
 inline uint32_t at_most(F x, F y) { return _mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ); }
@@ -243,18 +244,18 @@ float* room(int64_t vocab) { return (float*)scratch(0, (vocab + SPAN - 1) / SPAN
 
 template <class T> void argmax(const ArgmaxArgs& a, int64_t row, int64_t rows) {
     for (int64_t r = row; r < row + rows; r++) {
-        Peak p = peak((const T*)a.logits + r * a.stride, a.vocab, room(a.vocab));
+        Peak p = peak((const T*)a.logits + r * a.logits_stride, a.vocab, room(a.vocab));
         a.ids[r] = p.id, a.finite[r] = p.finite;
     }
 }
 
 template <class T> void draw(const DrawArgs& a, int64_t row, int64_t rows) {
     for (int64_t r = row; r < row + rows; r++) {
-        const T* x = (const T*)a.logits + r * a.stride;
+        const T* x = (const T*)a.logits + r * a.logits_stride;
         float* bests = room(a.vocab);
         Peak p = peak(x, a.vocab, bests);
         a.finite[r] = p.finite;
-        a.ids[r] = p.finite && a.temperature[r] > 0 ? draw_row(a, r, x, p.value, bests) : p.id;
+        a.ids[r] = p.finite && a.temperature[r] >= COLDEST ? draw_row(a, r, x, p.value, bests) : p.id;
     }
 }
 
@@ -322,7 +323,7 @@ template <class T> int64_t rank_of(float value, const T* x, int64_t vocab, const
 
 template <class T> void logprobs(const LogprobsArgs& a, int64_t row, int64_t rows) {
     for (int64_t r = row; r < row + rows; r++) {
-        const T* x = (const T*)a.logits + r * a.stride;
+        const T* x = (const T*)a.logits + r * a.logits_stride;
         float* bests = room(a.vocab);
         Peak p = peak(x, a.vocab, bests);
         a.rank[r] = 1, a.chosen[r] = NAN;

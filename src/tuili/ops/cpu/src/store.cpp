@@ -33,7 +33,7 @@ template <int64_t PER_WORD> void floats(const StoreArgs& a, int64_t tile) {
         int64_t end = least(steps, begin + STEPS);
         for (int64_t lane = 0; lane < TILE; lane++) {
             int64_t row = tile * TILE + lane;
-            const char* x = (const char*)a.matrix + row * a.stride * size;
+            const char* x = (const char*)a.matrix + row * a.matrix_stride * size;
             for (int64_t s = begin; s < end; s++) {
                 uint32_t word = 0;
                 if (row < a.rows) memcpy(&word, x + s * 4, s < whole ? 4 : size);
@@ -53,7 +53,7 @@ template <class T> void eight(const StoreArgs& a, int64_t tile) {
             for (int64_t s = 0; s < steps; s++) out[s * TILE + lane] = 0x80808080u;
             continue;
         }
-        const T* x = (const T*)a.matrix + row * a.stride;
+        const T* x = (const T*)a.matrix + row * a.matrix_stride;
         F largest = zero();
         for (int64_t k = 0; k < a.inputs; k += LANES) {
             F v = load(x + k, least(LANES, a.inputs - k));
@@ -141,7 +141,7 @@ template <class T> void four(const StoreArgs& a, int64_t tile) {
     for (int64_t lane = 0; lane < TILE; lane++) {
         int64_t row = tile * TILE + lane;
         for (int64_t g = 0; g < groups && row < a.rows; g++) {
-            const T* x = (const T*)a.matrix + row * a.stride + g * a.group;
+            const T* x = (const T*)a.matrix + row * a.matrix_stride + g * a.group;
             int64_t at = g * TILE + lane;
             group_of_four(a, x, least(a.group, a.inputs - g * a.group), out + g * (a.group / 8) * TILE + lane,
                           scales + at, zeros ? zeros + at : nullptr);

@@ -8,8 +8,8 @@
 #define TEXT(a) TEXT_(a)
 
 void JOIN(linear, TUILI_ISA)(const LinearArgs&, int64_t, int64_t, int64_t, int64_t);
-void JOIN(quantize, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t);
-void JOIN(quantized, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t, int64_t, int64_t);
+void JOIN(quantize, TUILI_ISA)(const RoundedArgs&, int64_t, int64_t);
+void JOIN(quantized, TUILI_ISA)(const RoundedArgs&, int64_t, int64_t, int64_t, int64_t);
 void JOIN(weight_only, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t, int64_t, int64_t);
 void JOIN(attention, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
 void JOIN(merge, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);

@@ -79,7 +79,7 @@ template <bool ZEROS> struct FourPairs : Four {};
 
 template <class Code> int64_t span(const QuantizedArgs& a) { return Code::GROUPED ? a.group : padded(a); }
 template <class Code> const char* tile_at(const QuantizedArgs& a, int64_t tile, int64_t input) {
-    return (const char*)a.weight + (tile * padded(a) + input) * (TILE / (Code::INPUTS / 4));
+    return (const char*)a.tiles + (tile * padded(a) + input) * (TILE / (Code::INPUTS / 4));
 }
 inline F scale_at(const QuantizedArgs& a, int64_t at) { return load_half((const uint16_t*)a.scales + at * TILE); }
 

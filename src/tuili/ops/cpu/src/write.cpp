@@ -10,7 +10,7 @@ template <class W, class E> struct Slot {
     const WriteArgs& a;
     int64_t block, at;
     Slot(const WriteArgs& args, int64_t token, int64_t head) : a(args) {
-        block = a.slots[token] / a.block_size * a.heads + head, at = a.slots[token] % a.block_size;
+        block = a.slots[token] / a.block_size * a.kv_heads + head, at = a.slots[token] % a.block_size;
     }
     void key(const E* x) const {
         int64_t words = (a.dim + PAIR - 1) / PAIR;
