@@ -260,6 +260,7 @@ def test_a_bug_outside_of_the_engine_ends_one_request(monkeypatch):
             await collect(text, SamplingParams())
 
     asyncio.run(main())
+    wait_idle(text)
     assert text.snapshot().kv_blocks_used == 0
     assert text.healthy()
 
