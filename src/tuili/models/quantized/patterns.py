@@ -19,7 +19,7 @@ from tuili.models.fields import shown
 #: Python's own parser of expressions: (name of the node, its content) for each part of a sequence.
 _parser: Any = importlib.import_module("re._parser")
 #: Characters of a pattern, and steps that all patterns of a checkpoint may take on all its modules: a few seconds.
-LONGEST, MOST_STEPS = 1000, 20_000_000
+LONGEST, MOST_STEPS = 1000, 5_000_000
 
 
 class NameMatcher:
