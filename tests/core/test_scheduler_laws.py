@@ -10,6 +10,7 @@ import pytest
 from sim_loop import VOCAB, SimLoop, naive, request
 
 from tuili.base.errors import ConfigError, OverloadedError, RequestError
+from tuili.core import cache
 from tuili.core.plan import TopLogprobs
 from tuili.core.request import FinishReason
 from tuili.core.waiting import WaitingQueue
@@ -268,6 +269,19 @@ def test_requests_larger_than_the_pool_are_refused() -> None:
     loop.add(request("b", [1] * 10, 10))
     loop.drain()
     loop.assert_naive(request("b", [1] * 10, 10))
+
+
+def test_of_the_choices_of_one_prompt_only_the_first_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    digest = cache.block_digest
+    monkeypatch.setattr(cache, "block_digest", lambda *block: hashed.append(1) or digest(*block))
+    loop = SimLoop(blocks=100, block_size=4, max_model_len=100)
+    same = [request(f"r{i}", range(40), 5) for i in range(20)]
+    other = [request("salted", range(40), 5, salt="x"), request("longer", range(44), 5), request("twin", range(44), 5)]
+    loop.add(*same, *other)
+    assert len(hashed) == 10 + 10 + 11
+    loop.drain()
+    loop.assert_naive(*same, *other)
 
 
 def test_a_full_queue_refuses() -> None:

@@ -79,6 +79,7 @@ class Scheduler:
         self._entries: dict[str, Entry] = {}  # also those that are done but in flight
         self._waiting: WaitingQueue[Entry] = WaitingQueue()
         self._running: list[Entry] = []  # best rank first
+        self._newest: Entry | None = None  # the last that was added
         self._rows = 0  # running, or done and in flight
         self._dropped: list[str] = []
         self._in_flight: dict[int, list[Entry]] = {}
@@ -132,19 +133,27 @@ class Scheduler:
         """Accept ``request`` or raise RequestError (it can never run here) or OverloadedError (not now)."""
         if request.id in self._entries:
             raise RequestError(f"request id {request.id!r} is in use; choose another", "request_id")
-        limit = check(request, self.capacity)
+        twin = self._twin(request)
+        limit = check(request, self.capacity, known=twin is not None)
         if self.max_queued is not None and len(self._requests) >= self.max_num_seqs + self.max_queued:
             raise OverloadedError(
                 f"{self.num_running} requests are running and {self.num_waiting} waiting, the most allowed; try again "
                 "later"
             )
-        table = self.cache.open(request.tokens, request.salt)
+        table = self.cache.open(request.tokens, request.salt, twin.table.digests if twin else ())
         request.timing.queued = self._clock.now()
         entry = Entry(request, (self.policy.key(request), self._arrivals), table, limit)
         self._arrivals += 1
-        self._entries[request.id] = entry
+        self._newest = self._entries[request.id] = entry
         self._requests[request.id] = request
         self._waiting.push(entry)
+
+    def _twin(self, request: Request) -> Entry | None:
+        """The entry added last, where its ids are those of ``request``: of the choices of one call, long as their
+        prompt may be, only the first is looked at in full."""
+        last = self._newest
+        alike = last is not None and last.request.salt == request.salt and last.request.tokens == request.tokens
+        return last if alike else None
 
     def abort(self, id: str) -> Update | None:
         """End ``id`` now; its last update, or None when it is not here. Blocks go when no plan in flight needs them."""
