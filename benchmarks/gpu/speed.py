@@ -167,7 +167,7 @@ class Bench:
     def device_time(self, work: Decode) -> Entry:
         """What the kernels of a decode step take, by the profiler; beside the steps' own time at depth 2 and 1."""
         told: list[float] = []
-        self.engine.listeners = [lambda stats: told.append(stats.device_seconds)]
+        self.engine.listeners = [lambda plan, result, stats: told.append(stats.device_seconds)]
         steps = self._generate(work)
         self.engine.listeners, self.engine.depth = [], 1
         shallow = self._generate(work)

@@ -6,9 +6,12 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tuili.base.clock import VirtualClock
 from tuili.base.config import Config, dump, load, option_type, options
@@ -58,6 +61,48 @@ def test_wrong_values_are_named(changes: dict, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         Config(**changes)
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, "a\udce9"])
+@pytest.mark.parametrize("name", ["shutdown_seconds", "gpu_memory_utilization", "seed", "model", "served_model_name"])
+def test_what_no_file_can_carry_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="--" + name.replace("_", "-")):
+        Config(**{name: value})
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.floats(0, 1e300), st.integers(0, 2**63 - 1))
+def test_a_dumped_config_is_read_back(text: str, seconds: float, seed: int) -> None:
+    config = Config(served_model_name=text, chat_template=text + '\x7f\x00\r\n"\\', shutdown_seconds=seconds, seed=seed)
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8", newline="") as file:
+        file.write(dump(config))
+        file.flush()
+        assert load(file.name, {}) == config
+
+
+def test_odd_but_right_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbf[scheduler]\r\nmax-num-seqs = 5\r\n")
+    assert load(file, {}).max_num_seqs == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a = = 1", "not valid TOML"),
+        (b"model = 'caf\xe9'", "not valid TOML"),
+        (b"a = " + b"[" * 20_000, "not valid TOML"),
+        (b"seed = " + b"9" * 5000, "not valid TOML"),
+        (b"gpu_memory_utilization = nan", "--gpu-memory-utilization must be a finite number"),
+        (b"seed = 9223372036854775808", "--seed must fit into 64 bits"),
+        (b"block_size = 16\n[cache]\nblock_size = 32", "sets block_size twice"),
+        (b"block-size = 16\nblock_size = 32", "sets block_size twice"),
+    ],
+)
+def test_wrong_contents_are_named(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load(file, {})
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ class FakeServer:
 
     ``answer(index)`` may give a status and a body to refuse request number ``index`` with, or None. ``cut(index)``
     closes the connection after that many pieces. ``split`` sends the bytes of a stream in pieces of that size.
+    ``stream`` is sent in place of the pieces.
     """
 
     first: float = 0.02
@@ -25,6 +26,7 @@ class FakeServer:
     cut: Callable[[int], int | None] = lambda index: None
     usage: bool = True
     split: int | None = None
+    stream: str | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     url: str = ""
@@ -70,6 +72,10 @@ class FakeServer:
 
     async def _stream(self, writer: asyncio.StreamWriter, body: dict[str, Any], chat: bool, cut: int | None) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n")
+        if self.stream is not None:
+            await self._bytes(writer, self.stream.encode())
+            writer.write(b"0\r\n\r\n")
+            return True
         if chat:
             await self._event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
         count = body["max_tokens"]
@@ -92,10 +98,12 @@ class FakeServer:
 
     async def _event(self, writer: asyncio.StreamWriter, data: Any) -> None:
         text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-        event = f"data: {text}\n\n".encode()
-        step = self.split or len(event)
-        for at in range(0, len(event), step):
-            piece = event[at : at + step]
+        await self._bytes(writer, f"data: {text}\n\n".encode())
+
+    async def _bytes(self, writer: asyncio.StreamWriter, sent: bytes) -> None:
+        step = self.split or len(sent)
+        for at in range(0, len(sent), step):
+            piece = sent[at : at + step]
             writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             await writer.drain()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from typing import Any
 
 import pytest
@@ -181,6 +183,7 @@ def test_bodies_by_length_by_chunks_and_to_the_end() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort", "cut"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "cut"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nab", "cannot read"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nab\r\n", "cannot read"),
         (b"", "cut"),
     ],
 )
@@ -193,6 +196,79 @@ def test_events_across_pieces() -> None:
     events = Events()
     got = [x for piece in (b"data: {", b"}\n\nda", b"ta: [DONE]\n", b"\n: note\n") for x in events.feed(piece)]
     assert got == [b"{}", b"[DONE]"]
+
+
+CHUNKS = [
+    {"choices": [{"index": 0, "text": " a", "finish_reason": None}]},
+    {"choices": [{"index": 0, "text": " b", "finish_reason": None}]},
+    {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]},
+    {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": 2}},
+]
+
+
+def odd(name: str) -> str:
+    """Good streams that other servers send."""
+    chunks: list[Any] = json.loads(json.dumps(CHUNKS))
+    if name == "nulls":
+        chunks = [{**chunk, "error": None, "usage": chunk.get("usage")} for chunk in chunks]
+        chunks[-1]["choices"] = None
+    elif name == "no prompt tokens":
+        del chunks[-1]["usage"]["prompt_tokens"]
+    elif name == "details null":
+        chunks[-1]["usage"]["prompt_tokens_details"] = None
+    elif name == "usage without counts":
+        chunks[-1]["usage"] = {"prompt_tokens": None, "completion_tokens": None}
+    elif name == "choice null":
+        chunks[0]["choices"].append(None)
+    elif name == "empty error":
+        chunks[0]["error"] = {}
+    lines = [f"data: {json.dumps(chunk)}" for chunk in chunks] + ["data: [DONE]"]
+    if name == "no space":
+        lines = [line.replace("data: ", "data:") for line in lines]
+    if name == "no DONE":
+        del lines[-1]
+    if name == "comments and names":
+        lines = [f": ping\nevent: message\nid: 7\nretry: 10\n{line}\ndata:" for line in lines]
+    end = {"CRLF": "\r\n\r\n", "CR": "\r\r"}.get(name, "\n\n")
+    return end.join(lines) + ("" if name == "no last newline" else end)
+
+
+@pytest.mark.parametrize("split", [None, 1])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plain", "nulls", "no prompt tokens", "details null", "usage without counts", "choice null", "empty error"),
+        *("no space", "no DONE", "comments and names", "CRLF", "CR", "no last newline"),
+    ],
+)
+def test_odd_but_good_streams_are_completed(name: str, split: int | None) -> None:
+    got = run(FakeServer(stream=odd(name), split=split), fixed_random(2, Span(8, 8), Span(2, 2)))
+    assert (got["completed"], got.get("failures")) == (2, {})
+    assert (got["total_input_tokens"], got["total_output_tokens"]) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("stream", "why"),
+    [
+        ('data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', "out of memory"),
+        ('data: {"error": "gone"}\n\n', "gone"),
+        ('data: {"choices": [{"text": "a"}]}\n\n', r"without \[DONE\]"),
+        ("data: [1]\n\n", r"\[1\]"),
+        ("data: {\n\n", "cannot read the answer"),
+        ('data: {"choices": 7}\n\n', "cannot read the answer"),
+        ('data: {"choices": [{"delta": "x"}]}\n\n', "cannot read the answer"),
+    ],
+)
+def test_bad_streams_fail_with_their_reason(stream: str, why: str) -> None:
+    got = run(FakeServer(stream=stream), work(1))
+    assert got["completed"] == 0
+    assert re.search(why, next(iter(got["failures"])))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://x:y", "ftp://x", ""])
+def test_a_base_url_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match="base URL"):
+        Client(url)
 
 
 def test_hundreds_of_streams_at_once() -> None:

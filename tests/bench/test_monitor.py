@@ -107,10 +107,12 @@ def test_files_have_a_header_and_a_sample_per_interval(tmp_path: Path) -> None:
         assert 0 < sample["memory_used"] < sample["memory_total"]
 
 
-def test_no_file_no_monitor_and_a_bad_interval_is_refused() -> None:
+def test_no_file_no_monitor_and_what_is_wrong_is_refused(tmp_path: Path) -> None:
     with recording(None, interval=-1):
         pass
     with pytest.raises(ConfigError, match="interval=0"), recording(io.StringIO(), interval=0):
+        pass
+    with pytest.raises(ConfigError, match="cannot write to"), recording(tmp_path):
         pass
 
 

@@ -186,6 +186,12 @@ def test_a_broken_trace_names_the_line(tmp_path: Path) -> None:
         list(traces.azure(file))
     with pytest.raises(ConfigError, match="cannot read"):
         list(traces.mooncake(tmp_path / "none"))
+    file.write_bytes(b"TIMESTAMP,ContextTokens,GeneratedTokens\n\xff,1,1\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        list(traces.azure(file))
+    file.write_text('{"timestamp": NaN, "input_length": 3, "output_length": 3, "hash_ids": []}\n')
+    with pytest.raises(ConfigError, match=":1 is not a line"):
+        list(traces.mooncake(file))
 
 
 def test_the_real_traces_load(shared: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from fake_server import FakeServer, running
 
+from tuili.base.errors import ConfigError
+
 if TYPE_CHECKING:
     from conftest import Invoke
     from tiny_models import Tiny
@@ -55,6 +57,44 @@ def test_json_is_clean_and_the_file_is_the_same(tuili: Invoke, server: FakeServe
     assert len(got["ttfts"]) == 12
     assert got["provenance"]["kind"] == "measured"
     assert all(10 <= len(body["prompt"]) <= 20 for body in server.bodies[1:])
+
+
+def test_a_result_that_cannot_be_written_is_shown(tuili: Invoke, server: FakeServer, tmp_path: Path) -> None:
+    words = ("bench", "serve", "--base-url", server.url, "--num-prompts", 2, "--save-result", tmp_path, "--json")
+    result = tuili(*words)
+    assert json.loads(result.stdout)["completed"] == 2
+    assert f"cannot write the result to {tmp_path}" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("serve", "--timeout", value) for value in ("nan", "inf", "0")),
+        *(("serve", "--burstiness", value) for value in ("nan", "inf")),
+        ("serve", "--shared-prefix", "nan"),
+        ("machine", "--seconds", "nan"),
+        ("kernels", "--seconds", "inf"),
+        ("allocation", "--slack", "nan"),
+        ("monitor", "--interval", "nan", "--", "true"),
+    ],
+)
+def test_numbers_that_are_none_are_usage_errors(tuili: Invoke, words: tuple[str, ...]) -> None:
+    result = tuili("bench", *words)
+    assert result.exit_code == 2
+    assert words[1] in result.output
+
+
+@pytest.mark.parametrize("value", ["nan", "0", "-1", "-inf"])
+def test_a_rate_is_positive(tuili: Invoke, server: FakeServer, value: str) -> None:
+    result = tuili("bench", "serve", "--base-url", server.url, "--request-rate", value)
+    assert "must be positive" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "words", [("kernels", "--rows", "²"), ("kernels", "--size", "²x4"), ("machine", "--threads", "9" * 5000)]
+)
+def test_digits_that_are_no_numbers_are_named(tuili: Invoke, words: tuple[str, ...]) -> None:
+    assert isinstance(tuili("bench", *words).exception, ConfigError)
 
 
 def test_goodput_as_vllm_spells_it(tuili: Invoke, server: FakeServer) -> None:

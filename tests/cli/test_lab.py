@@ -14,7 +14,7 @@ from tuili.base import hardware, limits
 from tuili.bench.compile import WAYS
 from tuili.engine.device import no_compiler
 from tuili.models.checkpoint import open_checkpoint
-from tuili.models.files import weight_files
+from tuili.models.shards import weight_files
 
 if TYPE_CHECKING:
     from conftest import Invoke

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +70,12 @@ def test_raw_text_has_no_template_around_it(tuili: Invoke, model: Path) -> None:
 
 def test_standard_input_is_the_prompt(tuili: Invoke, model: Path) -> None:
     words = ("run", model, "--threads", 1, "--raw", "--max-tokens", 2, "--json")
-    for given in (words, (*words, "--prompt", "-")):
-        got = json.loads(tuili(*given, input="from a pipe").stdout)
+    for given, text in (
+        (words, "from a pipe"),
+        ((*words, "--prompt", "-"), "from a pipe\n"),
+        (words, "from a pipe\r\n"),
+    ):
+        got = json.loads(tuili(*given, input=text).stdout)
         assert got["usage"]["prompt_tokens"] == len("from a pipe")
 
 
@@ -136,6 +142,70 @@ def test_a_question_that_does_not_fit_is_refused_and_forgotten(
     session = chat(engine, ["x" * 400, "short"], monkeypatch)
     assert "shorten" in capsys.readouterr().err
     assert [turn["content"] for turn in session.turns[::2]] == ["short"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("output", [Terminal, io.StringIO])
+def test_answers_wrap_at_words_on_a_terminal_only(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, output: type[io.StringIO]
+) -> None:
+    story = "Once upon a time there was a little fox who lived by the sea. "
+
+    async def tell(session: Session, text: str, answer: module.Answer, show: Callable[[str], None]) -> None:
+        for at in range(0, len(story), 3):
+            show(story[at : at + 3])
+        if text == "^C":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "answer", tell)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys, "stdout", output())
+    session = Session(engine, engine.default_params())
+    module._once(session, "x", False, 0.0)
+    with asyncio.Runner() as runner:
+        module._turn(session, runner, "^C")
+    once, stopped = sys.stdout.getvalue().split("sea. \n")[:2]  # type: ignore[attr-defined]
+    want = "Once upon a time\nthere was a little\nfox who lived by the\n" if output is Terminal else story[:-5]
+    assert once == stopped == want
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("--prompt", "-"), ("--prompt", "caf\udce9"), ("--prompt", "x", "--system", "\udce9")]
+)
+def test_what_is_no_utf8_is_refused_in_one_message(model: Path, words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "tuili", "run", str(model), "--max-tokens", "2", *words]
+    for locale in ("C.UTF-8", "C"):
+        result = subprocess.run(
+            [os.fsencode(word) for word in command],
+            input=b"caf\xe9",
+            capture_output=True,
+            env={**os.environ, "LC_ALL": locale},
+        )
+        assert result.returncode == 1
+        assert b"is not UTF-8" in result.stderr
+        assert result.stderr.count(b"\n") == 1
+        assert not result.stdout
+
+
+def test_a_line_of_the_chat_that_is_no_utf8_is_refused_and_the_chat_goes_on(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    session = chat(engine, ["caf\udce9", "/system \udce9", "short"], monkeypatch)
+    assert capsys.readouterr().err.count("the line is not UTF-8") == 2
+    assert [turn["content"] for turn in session.turns[::2]] == ["short"]
+    assert session.system is None
+
+
+def test_closed_and_empty_standard_input_and_a_reader_that_left(model: Path) -> None:
+    run = f"{sys.executable} -m tuili run {model} --max-tokens 2"
+    for line, code in ((f"{run} <&-", 2), (f"{run} </dev/null", 2), (f"{run} --prompt x | true", 0), (f"{run} </", 1)):
+        result = subprocess.run(["bash", "-c", line], capture_output=True)
+        assert b"Traceback" not in result.stderr, line
+        assert result.returncode == code, (line, result.stderr)
 
 
 @pytest.mark.slow

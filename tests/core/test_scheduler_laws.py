@@ -272,10 +272,13 @@ def test_requests_larger_than_the_pool_are_refused() -> None:
 
 def test_a_full_queue_refuses() -> None:
     loop = SimLoop(max_queued=2, seqs=1)
-    loop.add(request("a", [1]), request("b", [1]))
-    with pytest.raises(OverloadedError, match="2 requests are waiting"):
-        loop.add(request("c", [1]))
+    loop.add(request("a", [1]), request("b", [1]), request("c", [1]))  # one of them gets the row
+    with pytest.raises(OverloadedError, match="0 requests are running and 3 waiting, the most"):
+        loop.add(request("d", [1]))
     loop.step()
+    with pytest.raises(OverloadedError, match="1 requests are running and 2 waiting, the most"):
+        loop.add(request("d", [1]))
+    loop.scheduler.abort("a")
     loop.add(request("d", [1]))
     with pytest.raises(ConfigError, match="max_num_seqs 8"):
         SimLoop(budget=7, seqs=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache
@@ -16,8 +17,9 @@ from tuili.core.executor import Capacity
 from tuili.core.plan import StepPlan, StepResult
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.admission import Bounds
+from tuili.engine.client import ThreadClient
 from tuili.engine.engine import Engine
-from tuili.engine.prepare import Limits
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.executors.simulated import LinearCost, SimExecutor
@@ -136,13 +138,21 @@ def engine(
     return Engine(scheduler, SlowExecutor(executor, before), clock, depth)
 
 
-def text_engine(client: Callable[[Engine], Any], tokenizer: Tokenizer, run: Engine, **limits: Any) -> TextEngine:
+def text_engine(tokenizer: Tokenizer, run: Engine, **limits: Any) -> TextEngine:
     values = {
         "max_model_len": run.executor.capacity.max_model_len,
         "vocab_size": tokenizer.vocab_size,
         "eos_token_ids": () if tokenizer.eos is None else (tokenizer.eos,),
     }
-    return TextEngine(client(run), tokenizer, Config(served_model_name="sim"), Limits(**{**values, **limits}))
+    return TextEngine(ThreadClient(run), tokenizer, Config(served_model_name="sim"), Bounds(**{**values, **limits}))
+
+
+def wait_idle(text: TextEngine, seconds: float = 5.0) -> None:
+    """Until the engine holds no request and no block; fails when it does not come to that."""
+    end = time.monotonic() + seconds
+    while (now := text.snapshot()).num_running or now.num_waiting or now.kv_blocks_used:
+        assert time.monotonic() < end, now
+        time.sleep(0.002)
 
 
 def speaker(script: dict[str, list[int]], prompt_len: dict[str, int] | int) -> Callable[[str, list[int]], int]:

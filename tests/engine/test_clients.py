@@ -13,12 +13,12 @@ from engine_parts import engine
 from test_engine_loop import naive, request
 
 from tuili.base.errors import EngineDead, OverloadedError, RequestError, RequestFailed
-from tuili.engine.client import EngineClosed, InlineClient, ThreadClient
+from tuili.engine.client import EngineClosed, ThreadClient
 
 
 @contextmanager
-def client_of(kind, run):
-    client = kind(run)
+def client_of(run):
+    client = ThreadClient(run)
     try:
         yield client
     finally:
@@ -42,30 +42,25 @@ async def idle(client, seconds: float = 5.0) -> None:
     raise AssertionError(f"still busy: {client.engine.snapshot()}")
 
 
-kinds = pytest.mark.parametrize("kind", [InlineClient, ThreadClient])
-
-
-@kinds
-def test_many_streams_at_once_equal_the_naive_loop(kind):
+def test_many_streams_at_once_equal_the_naive_loop():
     async def main(client):
         requests = [request(f"r{i}", length=2 + i % 7, max_tokens=1 + i % 11) for i in range(200)]
         results = await asyncio.gather(*(collect(client, r) for r in requests))
         for r, result in zip(requests, results, strict=True):
             assert result[r.id] == naive(r.tokens[: r.prompt_len], r.params.max_tokens)
 
-    with client_of(kind, engine(blocks=128)) as client:
+    with client_of(engine(blocks=128)) as client:
         asyncio.run(main(client))
         client.engine.scheduler.check_integrity()
 
 
-@kinds
-def test_a_group_shares_a_stream(kind):
+def test_a_group_shares_a_stream():
     async def main(client):
         requests = [request(f"g-{i}", max_tokens=3 + i) for i in range(4)]
         tokens = await collect(client, *requests)
         assert {id: len(t) for id, t in tokens.items()} == {f"g-{i}": 3 + i for i in range(4)}
 
-    with client_of(kind, engine()) as client:
+    with client_of(engine()) as client:
         asyncio.run(main(client))
 
 
@@ -84,7 +79,7 @@ def test_streams_of_several_loops_in_several_threads():
         except BaseException as error:
             failures.append(error)
 
-    with client_of(ThreadClient, engine()) as client:
+    with client_of(engine()) as client:
         threads = [threading.Thread(target=work, args=(client, f"t{i}")) for i in range(4)]
         for thread in threads:
             thread.start()
@@ -93,9 +88,8 @@ def test_streams_of_several_loops_in_several_threads():
     assert not failures
 
 
-@kinds
 @pytest.mark.parametrize("how", ["close", "cancel"])
-def test_leaving_a_stream_frees_its_blocks(kind, how):
+def test_leaving_a_stream_frees_its_blocks(how):
     async def main(client):
         stay = asyncio.create_task(collect(client, request("stay", max_tokens=150)))
         stream = client.generate([request("a", max_tokens=150), request("b", max_tokens=150)])
@@ -114,11 +108,11 @@ def test_leaving_a_stream_frees_its_blocks(kind, how):
 
             task = asyncio.create_task(consume())
             for _ in range(10):
-                await asyncio.sleep(0.002 if kind is ThreadClient else 0)
+                await asyncio.sleep(0.002)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        for _ in range(200 if kind is ThreadClient else 0):
+        for _ in range(200):
             if set(client.engine.scheduler.requests) == {"stay"}:
                 break
             await asyncio.sleep(0.005)
@@ -127,13 +121,12 @@ def test_leaving_a_stream_frees_its_blocks(kind, how):
         await idle(client)
         assert client.engine.snapshot().kv_blocks_used == 0
 
-    pause = (lambda plan: time.sleep(0.002)) if kind is ThreadClient else (lambda plan: None)
-    with client_of(kind, engine(before=pause)) as client:
+    pause = lambda plan: time.sleep(0.002)  # noqa: E731
+    with client_of(engine(before=pause)) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_aborting_one_of_a_group(kind):
+def test_aborting_one_of_a_group():
     async def main(client):
         stream = client.generate([request("a", max_tokens=150), request("b", max_tokens=5)])
         await anext(stream)
@@ -141,12 +134,11 @@ def test_aborting_one_of_a_group(kind):
         assert [u.id for u in [u async for u in stream] if u.finish] == ["b"]
         await idle(client)
 
-    with client_of(kind, engine()) as client:
+    with client_of(engine()) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_refusals_come_before_any_update_and_refuse_the_whole_group(kind):
+def test_refusals_come_before_any_update_and_refuse_the_whole_group():
     async def main(client):
         with pytest.raises(RequestError):
             await anext(client.generate([request("ok"), request("long", length=300)]))
@@ -160,13 +152,12 @@ def test_refusals_come_before_any_update_and_refuse_the_whole_group(kind):
         first.close()
         await idle(client)
 
-    pause = (lambda plan: time.sleep(0.005)) if kind is ThreadClient else (lambda plan: None)
-    with client_of(kind, engine(seqs=1, max_queued=2, before=pause)) as client:
+    pause = lambda plan: time.sleep(0.005)  # noqa: E731
+    with client_of(engine(seqs=1, max_queued=2, before=pause)) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_what_breaks_one_request_at_the_door_is_its_own(kind, monkeypatch):
+def test_what_breaks_one_request_at_the_door_is_its_own(monkeypatch):
     async def main(client):
         with pytest.raises(RequestFailed, match="KeyError"):
             await collect(client, request("bad"))
@@ -175,12 +166,11 @@ def test_what_breaks_one_request_at_the_door_is_its_own(kind, monkeypatch):
     run = engine()
     add = run.scheduler.add
     monkeypatch.setattr(run.scheduler, "add", lambda r: add(r) if r.id != "bad" else {}["x"])
-    with client_of(kind, run) as client:
+    with client_of(run) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_death_reaches_every_stream(kind):
+def test_death_reaches_every_stream():
     def before(plan):
         if plan.step == 5:
             raise OSError("gone")
@@ -193,12 +183,11 @@ def test_death_reaches_every_stream(kind):
         with pytest.raises(EngineDead, match="gone"):
             await collect(client, request("late"))
 
-    with client_of(kind, engine(seqs=4, before=before)) as client:
+    with client_of(engine(seqs=4, before=before)) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_closing_ends_streams_with_a_typed_error(kind):
+def test_closing_ends_streams_with_a_typed_error():
     async def main(client):
         stream = client.generate([request("a", max_tokens=150)])
         await anext(stream)
@@ -209,8 +198,8 @@ def test_closing_ends_streams_with_a_typed_error(kind):
         with pytest.raises(EngineClosed):
             await asyncio.wait_for(collect(client, request("late")), 5)
 
-    pause = (lambda plan: time.sleep(0.002)) if kind is ThreadClient else (lambda plan: None)
-    with client_of(kind, engine(before=pause)) as client:
+    pause = lambda plan: time.sleep(0.002)  # noqa: E731
+    with client_of(engine(before=pause)) as client:
         asyncio.run(main(client))
 
 
@@ -224,7 +213,7 @@ def test_an_idle_engine_sleeps_and_wakes():
             assert client.engine.steps == steps
             assert time.process_time() - before < 0.1, "busy waiting"
 
-    with client_of(ThreadClient, engine()) as client:
+    with client_of(engine()) as client:
         asyncio.run(main(client))
 
 
@@ -241,12 +230,11 @@ def test_one_wake_up_per_step_and_loop():
         await asyncio.gather(*(collect(client, request(f"r{i}", max_tokens=20)) for i in range(16)))
         assert len(calls) <= client.engine.steps + 1
 
-    with client_of(ThreadClient, engine(budget=200)) as client:
+    with client_of(engine(budget=200)) as client:
         asyncio.run(main(client))
 
 
-@kinds
-def test_random_leaving_leaks_nothing_and_the_rest_is_right(kind):
+def test_random_leaving_leaks_nothing_and_the_rest_is_right():
     """Law 8 from above: a tiny pool, preemption, and consumers that leave when they like."""
     chance = random.Random(5)
 
@@ -275,7 +263,7 @@ def test_random_leaving_leaks_nothing_and_the_rest_is_right(kind):
         client.engine.scheduler.check_integrity()
         assert client.engine.snapshot().kv_blocks_used == 0
 
-    with client_of(kind, engine(blocks=26, max_model_len=100, verify=True)) as client:
+    with client_of(engine(blocks=26, max_model_len=100, verify=True)) as client:
         asyncio.run(main(client))
         assert client.engine.snapshot().preemptions > 0
 
@@ -288,7 +276,7 @@ def test_what_was_on_its_way_when_its_request_was_aborted_is_not_handed_out():
         stream.abort("a")
         assert {u.id async for u in stream} == {"b"}
 
-    with client_of(ThreadClient, engine()) as client:
+    with client_of(engine()) as client:
         asyncio.run(main(client))
 
 
@@ -302,7 +290,7 @@ def test_a_loop_that_went_away_leaves_nothing_behind():
         loop.run_until_complete(start())
         loop.close()
 
-    with client_of(ThreadClient, engine(before=lambda plan: time.sleep(0.001))) as client:
+    with client_of(engine(before=lambda plan: time.sleep(0.001))) as client:
         thread = threading.Thread(target=forget, args=(client,))
         thread.start()
         thread.join()

@@ -60,8 +60,8 @@ def test_depth_keeps_that_many_plans_in_flight():
 def test_records_add_up():
     run = engine(budget=16, seqs=4)
     records = []
-    run.listeners.append(records.append)
-    run.listeners.append(lambda stats: 1 / 0)  # a broken metric ends nobody's request
+    run.listeners.append(lambda plan, result, stats: records.append(stats))
+    run.listeners.append(lambda plan, result, stats: 1 / 0)  # a broken metric ends nobody's request
     for i in range(6):
         run.add(request(f"r{i}", length=10, max_tokens=4))
     drain(run)
@@ -75,6 +75,25 @@ def test_records_add_up():
     assert (snapshot.num_running, snapshot.num_waiting, snapshot.kv_blocks_used) == (0, 0, 0)
     assert snapshot.steps == run.steps
     assert snapshot.prefix_hits > 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_updates_say_when_a_request_came_and_how_often_it_gave_way(depth):
+    """Of this request, as of this update: a client in another process knows nothing else."""
+    run = engine(depth=depth, seqs=8, budget=16, blocks=20, verify=True)
+    came = {}
+    for i in range(8):
+        run.clock.advance(1.0)
+        came[f"r{i}"] = run.clock.now()
+        run.add(request(f"r{i}", length=6, max_tokens=30))
+    seen = drain(run)
+    for id, updates in seen.items():
+        assert {update.timing.queued for update in updates} == {came[id]}
+        counts = [update.preemptions for update in updates]
+        assert counts == sorted(counts)
+        times = updates[-1].timing
+        assert times.queued <= times.scheduled <= times.first_token <= times.last_token
+    assert sum(updates[-1].preemptions for updates in seen.values()) == run.snapshot().preemptions > 0
 
 
 def test_abort_frees_at_once():

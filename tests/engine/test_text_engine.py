@@ -6,24 +6,23 @@ import asyncio
 import time
 
 import pytest
-from engine_parts import TEXTS, byte_level, engine, sentencepiece, speaker, text_engine
+from engine_parts import TEXTS, byte_level, engine, sentencepiece, speaker, text_engine, wait_idle
 
 from tuili.base.errors import EngineDead, OverloadedError, RequestError, RequestFailed
 from tuili.core.params import SamplingParams
 from tuili.core.plan import TopLogprobs
 from tuili.core.request import FinishReason, Request, Update
-from tuili.engine.client import InlineClient, ThreadClient
 from tuili.engine.transcript import Transcript
 
 PROMPT = [40, 41, 42]
 
 
-def speaking(line: str, client=InlineClient, tokenizer=None, limits=None, **options):
+def speaking(line: str, tokenizer=None, limits=None, **options):
     """A text engine whose model answers ``line`` to three tokens, and then ends the text."""
     tokenizer = tokenizer or byte_level()
     ids = [*tokenizer.encode(line, add_special_tokens=False), tokenizer.eos]
     run = engine(tokens=speaker({"r": ids}, len(PROMPT)), **options)
-    return text_engine(client, tokenizer, run, **(limits or {}))
+    return text_engine(tokenizer, run, **(limits or {}))
 
 
 async def collect(text, params, **options) -> dict[int, list]:
@@ -35,7 +34,9 @@ async def collect(text, params, **options) -> dict[int, list]:
 
 def generate(text, **params) -> dict[int, list]:
     try:
-        return asyncio.run(collect(text, SamplingParams(**{"max_tokens": None, **params})))
+        deltas = asyncio.run(collect(text, SamplingParams(**{"max_tokens": None, **params})))
+        wait_idle(text)
+        return deltas
     finally:
         text.close()
 
@@ -87,10 +88,10 @@ def test_a_stop_string_overrides_length_and_stops_the_engine():
     assert whole[-1].finish_reason == "length"
     stopped = generate(speaking(line), max_tokens=len(ids), stop=line[-2:])[0]
     assert (joined(stopped), stopped[-1].finish_reason) == (line[:-2], "stop")
-    text = speaking("a b c d e f g h i j k l m n o p q")
+    text = speaking("a b c d e f g h i j k l m n o p q", before=lambda plan: time.sleep(0.02))
     early = generate(text, stop="c")[0]
     assert early[-1].usage.completion_tokens <= 6
-    assert text.snapshot().steps <= 7, "the engine went on"
+    assert text.snapshot().steps <= 10, "the engine went on"
 
 
 def test_a_stop_token_is_not_part_of_the_text_unless_asked_for():
@@ -116,7 +117,7 @@ def test_without_detokenizing_there_are_ids_only():
 def test_choices_interleave_and_each_ends():
     tokenizer = byte_level()
     script = {f"r-{i}": [*tokenizer.encode(f"choice {i} " * (i + 1)), tokenizer.eos] for i in range(3)}
-    text = text_engine(InlineClient, tokenizer, engine(tokens=speaker(script, len(PROMPT))))
+    text = text_engine(tokenizer, engine(tokens=speaker(script, len(PROMPT))))
     finished = []
     text.on_finish.append(finished.append)
     deltas = generate(text, n=3, seed=1)
@@ -128,7 +129,7 @@ def test_choices_interleave_and_each_ends():
 def test_one_choice_stopping_leaves_the_others_running():
     tokenizer = byte_level()
     script = {"r-0": [*tokenizer.encode("stop now please"), 0], "r-1": [*tokenizer.encode("go on and on"), 0]}
-    text = text_engine(InlineClient, tokenizer, engine(tokens=speaker(script, len(PROMPT))))
+    text = text_engine(tokenizer, engine(tokens=speaker(script, len(PROMPT))))
     deltas = generate(text, n=2, stop="now")
     assert {i: joined(d) for i, d in deltas.items()} == {0: "stop ", 1: "go on and on"}
 
@@ -138,7 +139,7 @@ def test_records_of_finished_requests():
     finished, steps = [], []
     text.on_finish.append(lambda record: 1 / 0)  # a broken metric ends nobody's request
     text.on_finish.append(finished.append)
-    text.on_step.append(steps.append)
+    text.on_step.append(lambda plan, result, stats: steps.append(stats))
     generate(text)
     (record,) = finished
     timing = record.timing
@@ -148,10 +149,43 @@ def test_records_of_finished_requests():
     assert len(steps) == text.snapshot().steps
 
 
-@pytest.mark.parametrize("client", [InlineClient, ThreadClient])
-def test_leaving_the_iterator_aborts(client):
-    pause = (lambda plan: time.sleep(0.002)) if client is ThreadClient else (lambda plan: None)
-    text = speaking("word " * 30, client=client, before=pause)
+def test_records_say_whose_it_was_when_it_came_and_how_often_it_gave_way():
+    """Of a pool so small that requests are preempted."""
+    tokenizer = byte_level()
+    run = engine(tokens=lambda id, history: 50 + len(history) % 7, blocks=26, max_model_len=100, verify=True)
+    text = text_engine(tokenizer, run)
+    finished: dict = {}
+    text.on_finish.append(lambda record: finished.update({record.id: record}))
+
+    async def one(i: int) -> None:
+        params = SamplingParams(max_tokens=40, ignore_eos=True)
+        owner = {"tenant": f"t{i % 3}", "session": f"s{i}"}
+        async for _ in text.generate(PROMPT, params, request_id=f"r{i}", arrival=-float(i), **owner):
+            pass
+
+    async def main() -> None:
+        await asyncio.gather(*map(one, range(12)))
+
+    asyncio.run(main())
+    for i in range(12):
+        record = finished[f"r{i}"]
+        assert (record.arrival, record.tenant, record.session) == (-float(i), f"t{i % 3}", f"s{i}")
+    assert sum(record.preemptions for record in finished.values()) == text.snapshot().preemptions > 0
+    text.close()
+    assert not text.healthy()
+
+
+def test_an_arrival_that_nobody_gave_is_now():
+    text = speaking("Hi")
+    finished = []
+    text.on_finish.append(finished.append)
+    before = text.clock.now()
+    generate(text)
+    assert before <= finished[0].arrival <= finished[0].timing.queued
+
+
+def test_leaving_the_iterator_aborts():
+    text = speaking("word " * 30, before=lambda plan: time.sleep(0.002))
     finished = []
     text.on_finish.append(finished.append)
 
@@ -191,7 +225,7 @@ def test_errors_before_the_first_delta(prompt, params, param):
 
 def test_overload_death_and_failure_are_typed():
     async def main():
-        full = speaking("word " * 30, max_queued=1, seqs=1)
+        full = speaking("word " * 30, max_queued=1, seqs=1, before=lambda plan: time.sleep(0.01))
         first = full.generate(PROMPT, SamplingParams(max_tokens=50), request_id="r")
         await anext(first)
         with pytest.raises(OverloadedError):
@@ -226,6 +260,7 @@ def test_a_bug_outside_of_the_engine_ends_one_request(monkeypatch):
             await collect(text, SamplingParams())
 
     asyncio.run(main())
+    wait_idle(text)
     assert text.snapshot().kv_blocks_used == 0
     assert text.healthy()
 
@@ -236,7 +271,7 @@ def test_hundreds_of_streams(stop):
     tail = "" if stop is None else stop + " not to be seen" * 3
     lines = {f"r{i}": f"{i} 你好 🙂 " * (1 + i % 3) for i in range(300)}
     script = {id: [*tokenizer.encode(line + tail), tokenizer.eos] for id, line in lines.items()}
-    text = text_engine(ThreadClient, tokenizer, engine(tokens=speaker(script, len(PROMPT)), seqs=64, budget=256))
+    text = text_engine(tokenizer, engine(tokens=speaker(script, len(PROMPT)), seqs=64, budget=256))
 
     async def one(id):
         params = SamplingParams(max_tokens=None, stop=stop)
@@ -309,7 +344,7 @@ def test_a_character_cut_off_by_the_end():
 
 def test_chat_uses_the_models_template_or_the_requests():
     tokenizer = byte_level()
-    text = text_engine(InlineClient, tokenizer, engine())
+    text = text_engine(tokenizer, engine())
     messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(RequestError, match="no chat template") as raised:
         text.encode_chat(messages)

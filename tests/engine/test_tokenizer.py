@@ -63,7 +63,7 @@ def test_tokens_of_a_text_have_the_bytes_of_the_text():
         ({"tokenizer.json": "{"}, "cannot be read"),
         ({"vocab.json": "{}"}, "merges.txt"),
         ({"tokenizer_config.json": "[]"}, "must hold a JSON object"),
-        ({"tokenizer_config.json": "{"}, "cannot read"),
+        ({"tokenizer_config.json": "{"}, "cannot be read as JSON"),
     ],
 )
 def test_what_is_missing_or_damaged_is_said(files, said, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from tiny_models import CASES, Tiny, prompt, reference_logits
 
 from tuili.base.errors import ConfigError, ModelError
 from tuili.layers.decoder import Decoder
+from tuili.layers.sizes import parameter_count
 from tuili.models.checkpoint import open_checkpoint
+from tuili.models.names import EMBEDDING, HEAD
 from tuili.models.weights import load_model, to_hf
+from tuili.quant.scheme import SCHEMES
 
 
 def load(path: Path, dtype: str = "float32") -> Decoder:
@@ -65,11 +69,85 @@ def test_all_that_is_wrong_is_in_one_error(tiny: Tiny, tmp_path: Path) -> None:
     assert str(broken) in message
 
 
-@pytest.mark.parametrize("with_head", [True, False])
-def test_tied_head_is_read_from_the_embedding(with_head: bool, tiny: Tiny, tmp_path: Path) -> None:
-    head = {"lm_head.weight": torch.zeros(320, 64) if with_head else None}
-    path = changed(tiny("llama-tied"), tmp_path / "tied", head)
-    assert torch.equal(Naive(load(path)).feed(prompt(9)), Naive(load(tiny("llama-tied"))).feed(prompt(9)))
+@pytest.mark.parametrize("names", [("embedding",), ("head",), ("embedding", "head")], ids=str)
+def test_a_tied_pair_may_have_either_name_or_both(names: tuple[str, ...], tiny: Tiny, tmp_path: Path) -> None:
+    plain = tiny("llama-tied")
+    table = load_file(plain / "model.safetensors")[f"{EMBEDDING}.weight"]
+    both = {f"{EMBEDDING}.weight": "embedding" in names, f"{HEAD}.weight": "head" in names}
+    path = changed(plain, tmp_path / "tied", {name: table.clone() if there else None for name, there in both.items()})
+    assert open_checkpoint(path).spec.tied
+    assert torch.equal(Naive(load(path)).feed(prompt(9)), Naive(load(plain)).feed(prompt(9)))
+
+
+@pytest.mark.parametrize("case", ["llama-tied", "gemma3"])
+@pytest.mark.parametrize("row", [0, 319, slice(None)], ids=str)
+def test_a_head_that_is_not_the_embedding_scores(
+    case: str, row: int | slice, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in transformers: whatever config.json says, what is stored is used; the planner counts it too."""
+    head = load_file(tiny(case) / "model.safetensors")[f"{EMBEDDING}.weight"].clone()
+    head[row] += torch.randn(head[row].shape, generator=torch.Generator().manual_seed(0))
+    path = changed(tiny(case), tmp_path / "other", {f"{HEAD}.weight": head})
+    said = changed(path, tmp_path / "said", {}, {"tie_word_embeddings": False})
+    with caplog.at_level("WARNING", "tuili"):
+        spec = open_checkpoint(path).spec
+    assert "tie_word_embeddings" in caplog.text
+    assert parameter_count(spec) == parameter_count(open_checkpoint(said).spec)
+    assert torch.equal(Naive(load(path)).feed(prompt(9)), Naive(load(said)).feed(prompt(9)))
+    assert (Naive(load(path)).feed(prompt(9)) - reference_logits(path, prompt(9))).abs().max() <= 1e-4
+
+
+def test_a_head_in_another_file_or_of_other_tensors(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "sharded"
+    shutil.copytree(tiny("llama-tied", shard="100KB"), path)
+    (path / "model.safetensors.index.json").unlink()
+    table = load_file(tiny("llama-tied") / "model.safetensors")[f"{EMBEDDING}.weight"]
+    save_file({f"{HEAD}.weight": table}, path / "head.safetensors")
+    assert open_checkpoint(path).spec.tied
+    save_file({f"{HEAD}.weight": table.half()}, path / "head.safetensors")
+    assert not open_checkpoint(path).spec.tied
+    save_file({f"{HEAD}.bias": torch.ones(320)}, path / "head.safetensors")
+    with pytest.raises(ModelError, match=r"missing: lm_head.weight.*unexpected: lm_head.bias"):
+        load(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "complex64", "float8_e4m3fn", "float8_e5m2", "int32"])
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "model.norm.weight", f"{EMBEDDING}.weight"])
+def test_weights_that_are_no_floats_are_named(dtype: str, name: str, tiny: Tiny, tmp_path: Path) -> None:
+    tensor = load_file(tiny("llama") / "model.safetensors")[name]
+    path = changed(tiny("llama"), tmp_path / "odd", {name: (tensor * 20).to(getattr(torch, dtype))})
+    with pytest.raises(ModelError, match=rf"1 of another dtype: {name} \(is \w+, .*quantization_config\?"):
+        load(path)
+
+
+def test_weights_in_double_precision_are_cast(tiny: Tiny, tmp_path: Path) -> None:
+    double = {name: tensor.double() for name, tensor in load_file(tiny("llama") / "model.safetensors").items()}
+    path = changed(tiny("llama"), tmp_path / "double", dict(double))
+    assert torch.equal(Naive(load(path)).feed(prompt(9)), Naive(load(tiny("llama"))).feed(prompt(9)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "fp8_weight_only"])
+def test_weights_that_are_not_finite_are_not_rounded(
+    value: float, quantization: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensor = load_file(tiny("llama") / "model.safetensors")[name].clone()
+    tensor[95, 63] = value
+    path = changed(tiny("llama"), tmp_path / "nan", {name: tensor})
+    with pytest.raises(ModelError, match=rf"{name} has weights that are NaN or infinite"):
+        load_model(open_checkpoint(path), "float32", 256, scheme=SCHEMES[quantization])
+    load(path)  # as it is
+
+
+def test_only_regular_files_of_weights_are_opened(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    shutil.copytree(tiny("llama"), path)
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"has no \*.safetensors"):
+        load(path)
+    open_checkpoint(path).spec  # noqa: B018 (it must not wait)
 
 
 def test_buffers_of_old_checkpoints_are_no_parameters(tiny: Tiny, tmp_path: Path) -> None:
@@ -138,6 +216,9 @@ def test_truncated_file(size: int, tiny: Tiny, tmp_path: Path) -> None:
     [
         ('{"weight_map": {"a": "gone.safetensors"}}', "lacks 1 of 1 weight files; fetch gone.safetensors"),
         ('{"weight_map": {"a": "../../etc/passwd"}}', "outside its directory"),
+        ('{"weight_map": {"a": "' + "x" * 5000 + '"}}', "outside its directory"),
+        ('{"weight_map": {"a": "x\\u0000y"}}', "lacks 1 of 1"),
+        ('{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}", "cannot be read as JSON"),
         ('{"weight_map": ["a"]}', "weight_map="),
         ("{", "cannot be read as JSON"),
     ],

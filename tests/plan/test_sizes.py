@@ -28,7 +28,7 @@ from tuili.layers.sizes import (
 )
 from tuili.models import family_of
 from tuili.models.checkpoint import open_checkpoint
-from tuili.models.files import weight_files
+from tuili.models.shards import weight_files
 from tuili.models.weights import load_model
 from tuili.ops.cpu import Arena
 from tuili.plan.memory import widths_of

@@ -65,38 +65,42 @@ def pool(inner: Decoder, dtype: str | None = None) -> KVStore:
     return kv
 
 
-def steps(inner: Any, kv: KVStore) -> NativeSteps:
-    table = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long)
-    return NativeSteps(
-        Parts(inner, kv, Host(), PagedAttention(inner.kernels), table, torch.zeros(ROWS, dtype=torch.long))
-    )
+def steps(inner: Any, kv: KVStore, longest: int = 1) -> NativeSteps:
+    table, last = torch.zeros(ROWS, LONGEST // BLOCK, dtype=torch.long), torch.zeros(ROWS, dtype=torch.long)
+    return NativeSteps(Parts(inner, kv, Host(), PagedAttention(inner.kernels), table, last), longest)
 
 
-def step(rng: np.random.Generator, rows: int) -> tuple[list[int], list[int], np.ndarray, list[int]]:
-    """Random ids, positions, block tables and rows of a decode step; requests share no block that they write."""
+Inputs = tuple[list[int], list[int], np.ndarray, list[int]]
+
+
+def step(rng: np.random.Generator, rows: int, each: int = 1) -> Inputs:
+    """Random ids, first positions, block tables and rows of a step in which every request has ``each`` positions;
+    requests share no block that they write."""
     table = np.zeros((ROWS, LONGEST // BLOCK), np.int64)
     own = rng.permutation(BLOCKS)
-    positions = rng.integers(0, 3 * BLOCK, rows).tolist()
+    positions = rng.integers(0, 3 * BLOCK - each, rows).tolist()
     for row in range(ROWS):
         table[row, :3] = own[3 * row : 3 * row + 3]
-    return rng.integers(0, VOCAB, rows).tolist(), positions, table, rng.permutation(ROWS)[:rows].tolist()
+    return rng.integers(0, VOCAB, rows * each).tolist(), positions, table, rng.permutation(ROWS)[:rows].tolist()
 
 
 @torch.inference_mode()
-def captured(taken: NativeSteps, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor | None:
+def captured(taken: NativeSteps, inputs: Inputs) -> torch.Tensor | None:
     ids, positions, table, rows = inputs
+    each = len(ids) // len(rows)
     taken.inputs.blocks[:] = table
-    for part, values in ((taken.inputs.ids, ids), (taken.inputs.positions, positions), (taken.inputs.rows, rows)):
-        part[: len(ids)] = values
-    logits = taken.logits((len(ids), 1))
+    everywhere = [start + i for start in positions for i in range(each)]
+    for part, values in ((taken.inputs.ids, ids), (taken.inputs.positions, everywhere), (taken.inputs.rows, rows)):
+        part[: len(values)] = values
+    logits = taken.logits((len(rows), each))
     return None if logits is None else logits.clone()
 
 
 @torch.inference_mode()
-def eager(inner: Any, kv: KVStore, inputs: tuple[list[int], list[int], np.ndarray, list[int]]) -> torch.Tensor:
+def eager(inner: Any, kv: KVStore, inputs: Inputs) -> torch.Tensor:
     """The same step as the runner makes it when it is not captured."""
     ids, positions, table, rows = inputs
-    batch = batch_of(positions, [1] * len(ids), table[rows], inner.kernels)
+    batch = batch_of(positions, [len(ids) // len(rows)] * len(rows), table[rows], inner.kernels)
     return inner.logits(inner.forward(inner.embed(torch.tensor(ids)), batch, kv))
 
 
@@ -113,6 +117,21 @@ def test_replays_give_the_bits_of_eager_runs(name: str, kv: str | None) -> None:
         assert torch.equal(have, want)
         assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
     assert taken.shapes == [(1, 1), (2, 1), (3, 1), (12, 1)]
+
+
+def test_several_positions_of_a_request_are_captured_too() -> None:
+    """As a step that verifies drafts has them: every request has as many as the others, and all have scores."""
+    inner = model("gemma-f32+cpu")
+    taken_kv, eager_kv = pool(inner), pool(inner)
+    taken, rng = steps(inner, taken_kv, longest=4), np.random.default_rng(8)
+    for rows, each in ((3, 4), (2, 1), (3, 4), (3, 4), (5, 3), (5, 3), (2, 1), (5, 3), (3, 4)):
+        inputs = step(rng, rows, each)
+        have, want = captured(taken, inputs), eager(inner, eager_kv, inputs)
+        assert have is not None, taken.why
+        assert have.shape == (rows * each, VOCAB)
+        assert torch.equal(have, want)
+        assert all(map(torch.equal, taken_kv.tensors, eager_kv.tensors))
+    assert taken.shapes == [(2, 1), (3, 4), (5, 3)]
 
 
 def test_a_replay_refuses_blocks_rows_and_ids_that_are_not_there() -> None:

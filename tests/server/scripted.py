@@ -29,10 +29,10 @@ from tuili.core.executor import Capacity
 from tuili.core.plan import Chunk, StepPlan, StepResult, StepStats, TopLogprobs
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.admission import Bounds
 from tuili.engine.client import ThreadClient
 from tuili.engine.engine import Engine
 from tuili.engine.outputs import Finished
-from tuili.engine.prepare import Limits
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.server.app import create_app
@@ -140,10 +140,18 @@ def make_engine(delay: float = 0.0, blocks: int = 4096, **options: Any) -> TextE
         clock=clock,
         max_queued=config.max_num_queued_reqs,
     )
-    limits = Limits(config.max_model_len or 0, TOKENIZER.vocab_size, (END or 0,), config.max_logprobs)
+    queued = config.max_num_queued_reqs
+    bounds = Bounds(
+        config.max_model_len or 0,
+        TOKENIZER.vocab_size,
+        (END or 0,),
+        config.max_logprobs,
+        max_requests=None if queued is None else (config.max_num_seqs or 0) + queued,
+        priorities=config.scheduling_policy == "priority",
+    )
     client = ThreadClient(Engine(scheduler, executor, clock))
     template = None if options.get("chat_template") == "none" else TEMPLATE
-    return TextEngine(client, TOKENIZER, config, limits, templates=lambda tools: template)
+    return TextEngine(client, TOKENIZER, config, bounds, templates=lambda tools: template)
 
 
 def executor(engine: TextEngine) -> Recital:

@@ -7,8 +7,9 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import pytest
-from scripted import Server, run
+from scripted import END, TOKENIZER, Server, executor, run
 
 from tuili.server.protocol import ChatRequest, CompletionRequest
 
@@ -143,6 +144,11 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("stop", 3),
     ("stop", ""),
     ("stop", ["a", ""]),
+    ("stop", [f"s{i}" for i in range(1000)]),
+    ("stop", "x" * 5000),
+    ("stop_token_ids", [5] * 600_000),
+    ("bad_words", [f"s{i}" for i in range(1000)]),
+    ("logit_bias", {str(i): 1 for i in range(2000)}),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", [2**40]),
     ("stop_token_ids", [5000]),
@@ -305,6 +311,24 @@ def test_a_trusted_template_may_still_be_wrong(make_server: Callable[..., Server
     refused(server, CHAT, {**ask, "chat_template": "{{ ''.__class__.__mro__ }}"}, "messages")
 
 
+def test_rules_that_leave_no_token(server: Server) -> None:
+    for stream in (False, True):
+        body = {"prompt": "x", "max_tokens": 5, "stream": stream}
+        refused(
+            server,
+            TEXT,
+            {**body, "allowed_token_ids": [65], "bad_words": [TOKENIZER.token_text(65)]},
+            "allowed_token_ids",
+        )
+        refused(server, TEXT, {**body, "allowed_token_ids": [END], "min_tokens": 2}, "allowed_token_ids")
+
+
+def test_a_seed_of_minus_one_is_random(server: Server) -> None:
+    body = {"prompt": "x", "max_tokens": 3, "temperature": 1.0, "seed": -1, "n": 8}
+    texts = {choice["text"] for _ in range(8) for choice in server.post(TEXT, body).json()["choices"][:1]}
+    assert len(texts) > 1
+
+
 def test_priority_with_its_policy(make_server: Callable[..., Server]) -> None:
     server = make_server(scheduling_policy="priority")
     assert server.post(TEXT, {"prompt": "x", "priority": -3, "max_tokens": 1}).status_code == 200
@@ -328,12 +352,27 @@ def test_a_request_that_fails(server: Server) -> None:
 
 def test_a_full_queue(make_server: Callable[..., Server]) -> None:
     server = make_server(max_num_queued_reqs=2, max_num_seqs=1)
-    body = {"prompt": ["x"] * 20, "temperature": 0}
-    for stream in (False, True):
-        answer = server.post(TEXT, {**body, "stream": stream})
+    body = {"prompt": ["x"] * 3, "temperature": 0}
+    assert server.post(TEXT, body).status_code == 200, "one row and two places in the queue are free"
+
+    async def two_at_once() -> list[httpx.Response]:
+        executor(server.engine).gate.clear()
+        async with server.client() as client:
+            first = asyncio.create_task(client.post(TEXT, json=body))
+            while not server.engine.snapshot().num_running:
+                await asyncio.sleep(0.001)
+            found = [await client.post(TEXT, json={**body, "stream": stream}) for stream in (False, True)]
+            executor(server.engine).gate.set()
+            return [await first, *found]
+
+    first, *others = run(two_at_once())
+    assert first.status_code == 200
+    for answer in others:
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "ServiceUnavailableError")
         assert int(answer.headers["retry-after"]) >= 1
     server.wait_idle()
+    assert "takes 3 requests at a time" in refused(server, TEXT, {**body, "prompt": ["x"] * 20}, "prompt")
+    assert "takes 3 requests at a time" in refused(server, TEXT, {"prompt": "x", "n": 4}, "n")
     assert server.post(TEXT, {**body, "prompt": "x"}).status_code == 200
     text = server.get("/metrics").text
     line = 'vllm:admission_rejections_total{engine="0",model_name="scripted",reason="queue_full"} 2.0'
@@ -361,7 +400,7 @@ def test_a_bug_is_a_500_with_a_traceback_in_the_log(
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(server.engine, "encode_chat", broken)
-    monkeypatch.setattr(server.engine, "generate", broken)
+    monkeypatch.setattr(server.engine, "stream", broken)
     for path, body in ((CHAT, {"messages": HELLO}), (TEXT, {"prompt": "x"}), (TEXT, {"prompt": "x", "stream": True})):
         caplog.clear()
         answer = server.post(path, body)

@@ -52,7 +52,7 @@ class Run:
 
     def __init__(self, server: Server):
         self.steps: list[StepStats] = []
-        server.engine.on_step.append(self.steps.append)
+        server.engine.on_step.append(lambda plan, result, stats: self.steps.append(stats))
         prompt = [80] * 30
         for body in (
             {"prompt": prompt, "max_tokens": 7},

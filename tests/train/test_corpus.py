@@ -70,6 +70,49 @@ def test_only_answers_are_learned_and_targets_are_the_next_ids(stories: data.Sto
         assert stories.tokenizer.decode(ids[prompt:]).startswith("Once upon a time")
 
 
+def raw_stories(stories: data.Stories, share: float) -> data.Stories:
+    recipe = DataRecipe(categories=("night", "day"), max_len=160, raw=share)
+    return data.Stories(stories.documents, stories.prompter, stories.tokenizer, recipe, 7)
+
+
+def test_raw_texts_begin_with_no_token_of_their_own_and_learn_all_but_the_first(
+    stories: data.Stories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "LEAST", 20)
+    made = raw_stories(stories, 1.0)
+    assert stories.text(0)[0] == stories.tokenizer.encode(stories.documents[0].text + "<|endoftext|>").ids[:161]
+    begun = []
+    for index, document in enumerate(made.documents):
+        ids, prompt = made.row(index, 0, 0)
+        text = made.tokenizer.decode(ids, skip_special_tokens=False)
+        begun.append(document.text.index(text.removesuffix("<|endoftext|>")))
+        assert text.endswith("<|endoftext|>") or len(ids) == (data.PASSAGE if begun[-1] else 160) + 1
+        assert data.join([(ids, prompt)]).targets.tolist() == ids[1:]
+        assert begun[-1] == 0 or not document.text[begun[-1]].isspace()
+        assert len(document.text) - begun[-1] >= data.LEAST
+    inside = sum(b > 0 for b in begun) / len(begun)
+    assert inside == pytest.approx(data.SENTENCE_SHARE + data.WORD_SHARE, abs=0.1)
+
+
+def test_the_share_of_raw_texts_is_the_recipes_and_the_rest_is_as_before(stories: data.Stories) -> None:
+    some = raw_stories(stories, 0.3)
+    rows = [(some.row(i, 0, 0), stories.row(i, 0, 0)) for i in range(len(stories.documents))]
+    raw = [i for i, (ids, prompt) in enumerate(row for row, _ in rows) if prompt == 1]
+    assert len(raw) / len(rows) == pytest.approx(0.3, abs=0.1)
+    assert all(row == before for i, (row, before) in enumerate(rows) if i not in raw)
+
+
+def test_held_out_documents_are_measured_whole_in_both_forms(stories: data.Stories) -> None:
+    made = raw_stories(stories, 0.5)
+    for raw in (False, True):
+        batches = data.held_out(made, 7, raw)
+        assert len(batches) <= 7
+        assert [b.ids.tolist() for b in batches] == [b.ids.tolist() for b in data.held_out(made, 7, raw)]
+        assert all((b.targets[0] >= 0) == raw for b in batches)
+        texts = [stories.tokenizer.decode(b.targets[b.targets >= 0].tolist()) for b in batches]
+        assert all(" a time there was" in text for text in texts)
+
+
 def test_an_epoch_holds_every_document_once_and_words_it_anew(stories: data.Stories) -> None:
     cursor = data.Cursor()
     seen = []
@@ -78,7 +121,7 @@ def test_an_epoch_holds_every_document_once_and_words_it_anew(stories: data.Stor
     assert len(seen) == len(stories.documents)
     assert sorted(stories.order(0)) == sorted(stories.order(1)) == [(i, 0) for i in range(len(stories.documents))]
     assert stories.order(0) != stories.order(1)
-    assert sum(stories.row(i, 0) != stories.row(i, 1) for i in range(100)) > 50
+    assert sum(stories.row(i, 0, 0) != stories.row(i, 1, 0) for i in range(100)) > 50
 
 
 def test_a_category_listed_twice_is_seen_twice_under_other_prompts(stories: data.Stories) -> None:

@@ -73,7 +73,7 @@ def test_adamw_is_torchs(recipe: Recipe) -> None:
         {"params": [p for p in theirs.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
     reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    optimizer = Optimizer(model, ours, False, (0.9, 0.95), 0.1)
+    optimizer = Optimizer(model, ours, False, (0.9, 0.95), 0.1, torch.float32)
     generator = torch.Generator().manual_seed(0)
     for count in range(1, 6):
         for name, weight in theirs.items():
@@ -84,10 +84,13 @@ def test_adamw_is_torchs(recipe: Recipe) -> None:
         torch.testing.assert_close(ours[name], weight.detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
-def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(shape: tuple[int, int]) -> None:
+def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    made = orthogonalize(matrix)
+    made = orthogonalize(matrix, dtype)
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     kept = (u.t() @ made @ vh.t())[s > 0.1 * s[0], :][:, s > 0.1 * s[0]]
     assert kept.diag().min() > 0.6
@@ -97,7 +100,9 @@ def test_orthogonalize_keeps_the_directions_and_levels_the_singular_values(shape
 
 def test_muon_moves_projections_alone(recipe: Recipe) -> None:
     model = Decoder(model_spec(recipe))
-    optimizer = Optimizer(model, {n: p.detach() for n, p in model.named_parameters()}, True, (0.9, 0.95), 0.0)
+    optimizer = Optimizer(
+        model, {n: p.detach() for n, p in model.named_parameters()}, True, (0.9, 0.95), 0.0, torch.float32
+    )
     assert set(optimizer.parts) == {n for n, p in model.named_parameters() if n.endswith("proj.weight")}
     assert not any(f"{n}.second" in optimizer.state for n in optimizer.parts)
 

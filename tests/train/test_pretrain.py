@@ -11,14 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from tuili.base.errors import ConfigError
+from tuili.base.hardware import Hardware
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
-from tuili.train import card, pretrain
+from tuili.train import card, checkpoint, pretrain
 from tuili.train.batch import TrainBatch
 from tuili.train.checkpoint import Progress
 from tuili.train.data import Stories
@@ -27,7 +29,7 @@ from tuili.train.loop import StepReport
 from tuili.train.recipe import Recipe, ReportRecipe
 from tuili.train.report import Reporter
 from tuili.train.results import measure
-from tuili.train.run import Diverged, Run, open_run, prepared
+from tuili.train.run import CHECKPOINT, Diverged, Run, dtype_of, open_run, prepared
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,8 @@ def test_it_learns(finished: Run) -> None:
     assert steps[-1]["held_out_loss"] < steps[0]["loss"] - 1
     results = json.loads((finished.out / "model" / "results.json").read_text())
     assert results["loss_per_token"] == steps[-1]["held_out_loss"]
+    assert results["raw"]["loss_per_token"] == steps[-1]["held_out_raw_loss"]
+    assert results["raw"]["held_out_tokens"] != results["held_out_tokens"]
     assert results["tokens"] == steps[-2]["tokens"]
 
 
@@ -60,7 +64,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
     resumed = open_run(recipe, archive, tmp_path, "cpu", True)
     with Reporter(tmp_path, 1) as reporter:
         pretrain.train(resumed, reporter)
-    states = [load_file(run.out / "checkpoint" / "state.safetensors") for run in (finished, resumed)]
+    states = [load_file(run.out / CHECKPOINT) for run in (finished, resumed)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     progress = [replace(run.progress, seconds=0.0) for run in (finished, resumed)]
@@ -145,11 +149,22 @@ def test_the_card_says_what_the_results_say(finished: Run) -> None:
     for number in (
         f"{results['loss_per_token']:.4f}",
         f"{results['bits_per_byte']:.4f}",
+        f"{results['raw']['bits_per_byte']:.4f}",
         f"{results['tokens']:,}",
         f"{results['parameters']:,}",
     ):
         assert number in written
     assert "/" not in results["recipe"]["data"]["path"]
+
+
+def test_the_dtype_is_the_machines_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for isa, want in (({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)):
+        here = Hardware("x", 1, frozenset(isa), 1, 1)
+        monkeypatch.setattr("tuili.train.run.probe", lambda here=here: here)
+        assert dtype_of("auto", cpu) == want
+        assert dtype_of("auto", torch.device("cuda")) == dtype_of("bfloat16", cpu) == torch.bfloat16
+        assert dtype_of("float32", torch.device("cuda")) == torch.float32
 
 
 def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -162,8 +177,63 @@ def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, rec
 
 
 def test_checkpoints_record_the_recipe(finished: Run, recipe: Recipe) -> None:
-    state = json.loads((finished.out / "checkpoint" / "state.json").read_text())
-    assert state["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    with safe_open(finished.out / CHECKPOINT, "pt") as opened:
+        assert json.loads(opened.metadata()["recipe"]) == json.loads(json.dumps(asdict(recipe)))
+
+
+class Killed(BaseException):
+    """What a process that is killed does next: nothing."""
+
+
+@pytest.mark.parametrize("point", ["save_file", "half", "fsync", "replace", "replaced"])
+def test_a_kill_at_any_moment_leaves_a_checkpoint(
+    archive: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    run = open_run(recipe, archive, tmp_path, "cpu", False)
+    run.save()
+    run.progress.step = 7
+    before, whole, replace_file = checkpoint.save_file, b"", Path.replace
+
+    def half(tensors: dict[str, torch.Tensor], file: Path, header: dict[str, str]) -> None:
+        before(tensors, file, header)
+        nonlocal whole
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        raise Killed
+
+    def replaced(file: Path, to: Path) -> None:
+        replace_file(file, to)
+        raise Killed
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    target, name = {
+        "fsync": ("os", "fsync"),
+        "replace": ("pathlib.Path", "replace"),
+        "replaced": ("pathlib.Path", "replace"),
+    }.get(point, ("tuili.train.checkpoint", "save_file"))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{target}.{name}", {"half": half, "replaced": replaced}.get(point, killed))
+        with pytest.raises(Killed):
+            run.save()
+    assert open_run(recipe, archive, tmp_path, "cpu", True).progress.step == (7 if point == "replaced" else 0)
+    run.save()
+    assert open_run(recipe, archive, tmp_path, "cpu", True).progress.step == 7
+
+
+def test_a_file_that_is_no_checkpoint_is_named(archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(recipe, archive, tmp_path, "cpu", False)
+    run.save()
+    file = tmp_path / CHECKPOINT
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[:-8], b"x" * 4096):
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match="is no checkpoint of a run"):
+            run.resume()
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(ConfigError, match="is no checkpoint of a run"):
+        run.resume()
 
 
 def test_a_second_stage_begins_with_the_weights_and_names_the_first(
@@ -197,7 +267,7 @@ def test_topics_are_counted_by_the_word_between_stars(finished: Run, monkeypatch
         asked.append(prompt)
         return next(answers)
 
-    report = ReportRecipe(sample_prompts=(), topics=("a *fox* at sea", "an *owl*"), topic_draws=3)
+    report = ReportRecipe(sample_prompts=(), openings=(), topics=("a *fox* at sea", "an *owl*"), topic_draws=3)
     monkeypatch.setattr(finished, "recipe", replace(finished.recipe, report=report))
     monkeypatch.setattr("tuili.train.results.answer", scripted)
     results = measure(finished)
@@ -211,6 +281,6 @@ def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finishe
     stories = Stories(finished.stories.documents, *made)
     for index in range(20):
         own = stories.tokenizer.decode(stories.answers[index].tolist())
-        held_out, trained = (stories.tokenizer.decode(stories.row(index, epoch)[0]) for epoch in (-1, 0))
+        held_out, trained = (stories.tokenizer.decode(stories.chat(index, epoch)[0]) for epoch in (-1, 0))
         assert own[:60] in held_out
         assert own[:120] not in trained

@@ -36,6 +36,15 @@ def test_every_topic_is_told_and_the_old_hero_is_gone(seed: int) -> None:
     assert "Jack" in told.document.text
 
 
+def test_topics_have_adjectives_that_the_story_does_not_know() -> None:
+    told = [recast(document(STORY), Random(seed)) for seed in range(300)]
+    words = [(topic.split(" named")[0].split(), t.document.text) for t in told if t is not None for topic in t.topics]
+    assert all(article == ("an" if first[0] in "aeiou" else "a") for (article, first, *_), _ in words)
+    unknown = [len(set(described) - set(re.findall(r"\w+", text))) for (_, *described, _noun), text in words]
+    assert 0.15 < sum(count > 0 for count in unknown) / len(unknown) < 0.35
+    assert max(unknown) == 2
+
+
 def test_same_random_same_story() -> None:
     assert recast(document(STORY), Random(3)) == recast(document(STORY), Random(3))
 

@@ -31,7 +31,9 @@ def test_shipped_recipes_load(path: Path) -> None:
         ("[train]\nsteps = 3\noptimizer = 'sgd'", r"train.optimizer: unknown 'sgd'"),
         ("[train]\nsteps = 3\nbetas = [0.9, 'a']", r"train.betas\[1\]: 'a' is no float"),
         ("[train]\nsteps = 3\n[model]\nnum_heads = 3", r"3 heads do not divide among 2 KV heads"),
-        ("[train\n", r"is not TOML"),
+        ("[train]\nsteps = 3\n[data]\nraw = 1.5", r"data.raw: a share from 0 to 1, not 1.5"),
+        ("[train]\nsteps = 3\n[data]\nrecast = nan", r"data.recast: a share from 0 to 1, not nan"),
+        ("[train\n", r"is not valid TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:

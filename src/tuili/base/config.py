@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import math
 import tomllib
 import types
 import typing
@@ -153,7 +155,10 @@ class Config:
         True, "Split long prompts over steps so that they do not stall the others.", group="scheduler"
     )
     max_num_queued_reqs: int | None = option(
-        None, "Waiting requests beyond which new ones are refused (HTTP 503).", group="scheduler", minimum=1
+        None,
+        "Requests that may wait beyond the max_num_seqs that run; more are refused (HTTP 503).",
+        group="scheduler",
+        minimum=1,
     )
 
     host: str = option("127.0.0.1", "Address to listen on.", group="server")
@@ -202,6 +207,7 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
     right = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not right:
         raise ConfigError(f"{flag} must be of type {kind.__name__}, got {value!r}")
+    _check_storable(flag, value)
     meta = item.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise ConfigError(f"{flag} cannot be {value!r}.{nearest(value, meta['choices'])}")
@@ -209,6 +215,19 @@ def _check(item: dataclasses.Field[Any], value: Any) -> None:
         raise ConfigError(f"{flag} must be at least {meta['minimum']:g}, got {value}")
     if meta["maximum"] is not None and value > meta["maximum"]:
         raise ConfigError(f"{flag} must be at most {meta['maximum']:g}, got {value}")
+
+
+def _check_storable(flag: str, value: Any) -> None:
+    """Refuse what no file or answer can carry, or no arithmetic: nan, 10**400, half a surrogate pair."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{flag} must be a finite number, got {value}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{flag} must fit into 64 bits, got {value.bit_length()}")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{flag} is not UTF-8: {value!r}") from error
 
 
 def load(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
@@ -226,20 +245,26 @@ def load(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The options that a TOML file sets, flat; ConfigError when it cannot be read."""
-    try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     groups = {item.metadata["group"] for item in options()}
     flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if key in groups and isinstance(value, dict):
-            flat.update(value)
-        else:
-            flat[key.replace("-", "_")] = value
+    for key, value in read_toml(path).items():
+        inner = value if key in groups and isinstance(value, dict) else {key: value}
+        for name, setting in inner.items():
+            name = name.replace("-", "_")
+            if name in flat:
+                raise ConfigError(f"{path} sets {name} twice; leave one")
+            flat[name] = setting
     return flat
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The document in a TOML file; ConfigError when it cannot be read."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def dump(config: Config) -> str:
@@ -259,6 +284,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        # JSON's escapes are TOML's; of the characters that TOML wants escaped, JSON leaves one.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from tuili.base import gpu
+from tuili.base.cgroup import memory_limits
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class Hardware:
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16")
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of RAM that are free, and all of them, within the limits of the control groups around this process."""
+    here, groups = psutil.virtual_memory(), memory_limits()
+    available = min([here.available, *(group.limit - group.used for group in groups)])
+    return max(0, available), min([here.total, *(group.limit for group in groups)])
+
+
 def probe() -> Hardware:
     """This machine: its CPU and RAM, within the container's limits where there are some, and its first card."""
     name, flags = platform.processor() or platform.machine(), set[str]()
@@ -49,27 +57,8 @@ def probe() -> Hardware:
             elif key.strip() in ("flags", "Features"):
                 flags = set(value.split())
                 break
-    memory = psutil.virtual_memory()
-    limit = _cgroup_limit()
-    total = min(memory.total, limit) if limit else memory.total
-    available = min(memory.available, total - _cgroup_usage()) if limit else memory.available
+    available, total = memory()
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, max(available, 0))
+    here = Hardware(name, cores, frozenset(flags & set(FLAGS)), total, available)
     card = gpu.find()
     return here if card is None else replace(here, gpu=card.name, gpu_memory=card.total, gpu_free=card.free)
-
-
-def _cgroup_number(name: str) -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _cgroup_limit() -> int | None:
-    return _cgroup_number("memory.max")
-
-
-def _cgroup_usage() -> int:
-    return _cgroup_number("memory.current") or 0

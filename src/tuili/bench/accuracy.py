@@ -110,7 +110,7 @@ def measure(
     config = config.with_(max_model_len=config.max_model_len or min(LONGEST, longest))
     reference = _open(config, WIDTHS["float32"])
     try:
-        rows = [row for document in documents for row in encode(reference, document)]
+        rows = [row for document in documents for row in encode(reference.text, document)]
         truth = [_hidden(reference, ids) for ids, _ in rows]
         arms: list[dict[str, Any]] = []
         for name, changes in ({"float32": {}, **widths}).items():
@@ -122,22 +122,37 @@ def measure(
             arms.append({"width": name, **_size(engine), **_figures(judged)})
             arms[-1]["perplexity_ratio"] = arms[-1]["perplexity"] / arms[0]["perplexity"]
             if engine is not reference:
-                engine.close()
+                engine.text.close()
     finally:
-        reference.close()
+        reference.text.close()
     digest = hashlib.sha256("\0".join(document.text for document in documents).encode()).hexdigest()
     text = {"documents": len(documents), "sha256": digest, "tokens": sum(len(ids) - first for ids, first in rows)}
     return {"benchmark": "accuracy", "text": text, "arms": arms, "provenance": provenance(None, config)}
 
 
-def _open(config: Config, changes: dict[str, Any]) -> TextEngine:
-    """An engine for one sequence at a time: nothing of it but its model, KV and attention is used."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine for one sequence at a time, and its runner: nothing of it but model, KV and attention is used."""
+
+    text: TextEngine
+    runner: Any
+
+
+def _open(config: Config, changes: dict[str, Any]) -> Opened:
     from tuili.engine.build import build
-    from tuili.engine.client import InlineClient
+    from tuili.engine.client import ThreadClient
+    from tuili.engine.engine import Engine
+
+    engines: list[Engine] = []
+
+    def keep(engine: Engine) -> ThreadClient:
+        engines.append(engine)
+        return ThreadClient(engine)
 
     plain = {"quantization": "none", "quantization_group_size": None, "kv_cache_dtype": "auto", "max_num_seqs": 1}
     sizes = {"max_num_batched_tokens": config.max_model_len, "kv_cache_memory_bytes": None}
-    return build(config.with_(**(plain | sizes | changes)), None, InlineClient)
+    text = build(config.with_(**(plain | sizes | changes)), None, keep)
+    return Opened(text, engines[0].executor.runner)  # type: ignore[attr-defined]
 
 
 def encode(engine: TextEngine, document: Document) -> list[tuple[list[int], int]]:
@@ -152,18 +167,18 @@ def encode(engine: TextEngine, document: Document) -> list[tuple[list[int], int]
 
 def _prompt(engine: TextEngine, prompt: str) -> list[int]:
     try:
-        return engine.encode_chat([{"role": "user", "content": prompt}])
+        return engine.encode_chat([{"role": "user", "content": prompt}], fits=False)
     except RequestError:  # no chat template: the prompt is a text like any other
         return engine.tokenizer.encode(prompt + "\n\n", True)
 
 
-def _hidden(engine: TextEngine, ids: list[int]) -> torch.Tensor:
+def _hidden(engine: Opened, ids: list[int]) -> torch.Tensor:
     """Hidden states [n, hidden] of ``ids``, through the engine's own KV cache and attention."""
     import torch
 
     from tuili.runtime.batch import assemble
 
-    runner = engine.client.engine.executor.runner  # type: ignore[attr-defined]
+    runner = engine.runner
     size, count = runner.kv.block_size, len(ids)
     table = torch.arange(-(-count // size)).unsqueeze(0)
     place = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.tensor([0, count])
@@ -173,10 +188,10 @@ def _hidden(engine: TextEngine, ids: list[int]) -> torch.Tensor:
     return hidden
 
 
-def _judge(reference: TextEngine, truth: torch.Tensor, engine: TextEngine, ids: list[int], first: int) -> Judged:
+def _judge(reference: Opened, truth: torch.Tensor, engine: Opened, ids: list[int], first: int) -> Judged:
     import torch
 
-    ours, theirs = (each.client.engine.executor.runner.model for each in (engine, reference))  # type: ignore[attr-defined]
+    ours, theirs = (each.runner.model for each in (engine, reference))
     hidden = truth if engine is reference else _hidden(engine, ids)
     out = Judged([], [], [])
     with torch.inference_mode():
@@ -190,12 +205,12 @@ def _judge(reference: TextEngine, truth: torch.Tensor, engine: TextEngine, ids: 
     return out
 
 
-def _size(engine: TextEngine) -> dict[str, Any]:
+def _size(engine: Opened) -> dict[str, Any]:
     """The width as it was resolved, and the bytes of its weights as stored."""
     from tuili.layers.sizes import parameter_count, weight_bytes
     from tuili.quant.scheme import scheme_of
 
-    config, spec = engine.config, engine.client.engine.executor.runner.model.spec  # type: ignore[attr-defined]
+    config, spec = engine.text.config, engine.runner.model.spec
     names = ("dtype", "quantization", "quantization_group_size", "kv_cache_dtype")
     size = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
     chosen = {name: getattr(config, name) for name in names if hasattr(config, name)}

@@ -64,7 +64,7 @@ def run(workload: Workload, arm: str, capacity: Capacity, slack: float) -> dict[
     for id, item in zip(lengths, workload.items, strict=True):
         engine.add(_request(id, item, slack, capacity.max_model_len))
     computed, steps = 0, list[list[int]]()
-    engine.listeners.append(lambda stats: steps.append([stats.num_requests, stats.num_tokens]))
+    engine.listeners.append(lambda plan, result, stats: steps.append([stats.num_requests, stats.num_tokens]))
     while engine.has_work:
         engine.step()
         held = sum(request.computed for request in scheduler.requests.values())

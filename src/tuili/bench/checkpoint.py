@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tuili
-from tuili.models import family_of
+from tuili.models import family_of, make_decoder
 from tuili.models.checkpoint import EMBEDDED
 
 #: The embedded model's shape made 28 times larger: 155 M parameters, 310 MB in bfloat16, beyond any cache.
@@ -34,12 +34,11 @@ def write_random(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from tuili.layers.decoder import Decoder
     from tuili.models.weights import to_hf
 
     spec = family_of(config).parse(config)
     with torch.device("meta"):
-        model = Decoder(spec)
+        model = make_decoder(spec)
     model.to(getattr(torch, spec.dtype)).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -74,7 +74,7 @@ class Exchange(asyncio.Protocol):
             if self._response is None and not self._head():
                 return
             self._body(now)
-        except (ValueError, IndexError, KeyError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # those of the sink, too
             self._fail(f"cannot read the answer: {error}")
             self.abort()
 
@@ -120,6 +120,8 @@ class Exchange(asyncio.Protocol):
         last = False
         while (end := buffer.find(b"\r\n", at)) >= 0:
             size = int(buffer[at:end].split(b";", 1)[0], 16)
+            if size < 0:
+                raise ValueError(f"a chunk of {size} bytes")
             if len(buffer) < end + 2 + size + 2:
                 break
             pieces.append(bytes(buffer[end + 2 : end + 2 + size]))
@@ -154,10 +156,14 @@ class Client:
     """Requests to one server over as many kept connections as run at a time."""
 
     def __init__(self, base_url: str, headers: dict[str, str] | None = None):
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
+        try:
+            url = urlsplit(base_url)
+            host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
+        except ValueError:  # of a port or an IPv6 address
+            url, host, port = urlsplit(""), None, 0
+        if url.scheme not in ("http", "https") or not host:
             raise ConfigError(f"the base URL must look like http://127.0.0.1:8000, got {base_url!r}")
-        self.host, self.port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
+        self.host, self.port = host, port
         self.path = url.path.rstrip("/")
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._headers = {"Host": url.netloc, "User-Agent": "tuili-bench", **(headers or {})}

@@ -162,8 +162,12 @@ class Events:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+        *lines, self._rest = (self._rest + piece).replace(b"\r", b"\n").split(b"\n")
+        return [data for line in lines if line.startswith(b"data:") and (data := line[5:].strip())]
+
+    def end(self) -> list[bytes]:
+        """The data of a last line that no newline ends, as some servers leave it."""
+        return self.feed(b"\n")
 
 
 class StreamFailed(TuiliError):
@@ -205,6 +209,8 @@ class OpenAISender:
         response = await self.client.request("POST", path, body, sink)
         if response.status != 200:
             raise StreamFailed(f"HTTP {response.status}: {_message(bytes(response.body))}")
+        for data in events.end():
+            answer.event(data, record.start + record.e2e)
         answer.close()
 
 
@@ -223,11 +229,12 @@ class _Answer:
             self.ended = True
             return
         message = json.loads(data)
-        if "error" in message:
+        if not isinstance(message, dict) or message.get("error"):
             self.error = _message(data)
             return
-        self.usage = message.get("usage") or self.usage
-        for choice in message.get("choices", ()):
+        usage = message.get("usage")
+        self.usage = usage if isinstance(usage, dict) and usage else self.usage
+        for choice in filter(None, message.get("choices") or ()):
             finish = choice.get("finish_reason")
             if _content(choice) or (finish and self.record.ttft == 0.0):
                 self.pieces += 1
@@ -239,21 +246,33 @@ class _Answer:
         record = self.record
         if self.error is not None:
             raise StreamFailed(self.error)
-        if not self.ended:
+        if not self.ended and record.finish_reason is None:
             raise StreamFailed("the stream ended without [DONE]")
         if self.usage is None:
             record.output_tokens, record.estimated = self.pieces, True
             return
-        record.input_tokens = int(self.usage["prompt_tokens"])
-        record.output_tokens = int(self.usage.get("completion_tokens") or 0)
-        record.cached_tokens = int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        record.input_tokens = _count(self.usage, "prompt_tokens") or record.input_tokens
+        written = _count(self.usage, "completion_tokens")
+        record.output_tokens, record.estimated = (self.pieces, True) if written is None else (written, False)
+        record.cached_tokens = _count(self.usage.get("prompt_tokens_details"), "cached_tokens") or 0
 
 
-def _content(choice: dict[str, Any]) -> str:
+def _count(usage: Any, name: str) -> int | None:
+    """A number of tokens in a usage or its details; None where there is none."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return int(value) if isinstance(value, int | float) else None
+
+
+#: Fields of a delta that hold output.
+WRITTEN = ("content", "reasoning", "reasoning_content", "refusal", "tool_calls")
+
+
+def _content(choice: dict[str, Any]) -> Any:
+    """What a choice of an event brings; empty where it brings none."""
     delta = choice.get("delta")
     if delta is None:
-        return choice.get("text") or ""
-    return delta.get("content") or delta.get("reasoning") or delta.get("reasoning_content") or ""
+        return choice.get("text")
+    return next((delta[name] for name in WRITTEN if delta.get(name)), None)
 
 
 def _message(body: bytes) -> str:

@@ -138,8 +138,12 @@ def recording(file: Path | IO[str] | None, interval: float = 0.5, pid: int | Non
     if interval <= 0:
         raise ConfigError(f"interval={interval}: the monitor needs a positive number of seconds")
     if isinstance(file, Path):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w") as opened, recording(opened, interval, pid):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            opened = file.open("w")
+        except OSError as error:
+            raise ConfigError(f"cannot write to {file}: {error.strerror}") from error
+        with opened, recording(opened, interval, pid):
             yield
         return
     monitor, stop = Monitor(pid), threading.Event()

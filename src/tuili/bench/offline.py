@@ -21,7 +21,7 @@ from tuili.bench.report import summarize
 from tuili.bench.statistics import ci95, median, spread
 from tuili.bench.workload import Item, Workload
 from tuili.core.params import SamplingParams
-from tuili.core.plan import StepStats
+from tuili.core.plan import StepPlan, StepResult, StepStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,7 @@ class Hold:
         self.step: int | None = None
         self._released = threading.Event()
 
-    def __call__(self, stats: StepStats) -> None:
+    def __call__(self, plan: StepPlan, result: StepResult, stats: StepStats) -> None:
         if self.step is None:
             self.step = stats.step
         self._released.wait(10.0)
@@ -125,7 +125,7 @@ def recorded(engine: TextEngine) -> Iterator[list[Step]]:
     """All steps of the engine while the block runs."""
     steps: list[Step] = []
 
-    def listen(stats: StepStats) -> None:
+    def listen(plan: StepPlan, result: StepResult, stats: StepStats) -> None:
         steps.append(Step(stats, engine.clock.now()))
 
     engine.on_step.append(listen)

@@ -64,7 +64,7 @@ async def measure(
 
 
 async def _run(plan: Plan, sender: OpenAISender, workload: Workload, done: Callable[[Record], None]) -> Run:
-    if not math.isinf(plan.rate):
+    if plan.rate != math.inf:
         workload = poisson(workload, plan.rate, burstiness=plan.burstiness, seed=workload.seed)
     return await offer(sender, workload.items, concurrency=plan.concurrency, timeout=plan.timeout, done=done)
 

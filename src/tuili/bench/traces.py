@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,8 +38,8 @@ def mooncake(path: str | Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
             ids = tuple(int(i) for i in row["hash_ids"])
-            yield Row(row["timestamp"] / 1000, int(row["input_length"]), int(row["output_length"]), ids)
-        except (ValueError, KeyError, TypeError) as error:
+            yield Row(finite(row["timestamp"] / 1000), int(row["input_length"]), int(row["output_length"]), ids)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(f"{path}:{number} is not a line of a Mooncake trace: {error!r}") from error
 
 
@@ -55,7 +56,7 @@ def azure(path: str | Path) -> Iterator[Row]:
     first: float | None = None
     for row in reader:
         try:
-            when = _seconds(row[columns[0]])
+            when = finite(_seconds(row[columns[0]]))
             lengths = int(row[columns[1]]), int(row[columns[2]])
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}:{reader.line_num} is not a line of a trace: {error}") from error
@@ -69,6 +70,14 @@ def _lines(path: str | Path) -> Iterator[str]:
             yield from file
     except OSError as error:
         raise ConfigError(f"cannot read the trace {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the trace {path} is not UTF-8: {error}") from error
+
+
+def finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    return seconds
 
 
 def _seconds(text: str) -> float:

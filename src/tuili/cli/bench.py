@@ -14,7 +14,7 @@ import typer
 
 from tuili.base import log
 from tuili.base.errors import ConfigError, TuiliError
-from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
+from tuili.cli.options import ENGINE_GROUPS, Settings, finite, takes_config
 from tuili.cli.progress import counting, loading
 
 app = typer.Typer(help="Measure: a server from outside, or the engine in this process.", no_args_is_help=True)
@@ -47,7 +47,8 @@ MaxLenOption = Annotated[
 InputOption = Annotated[str, typer.Option("--random-input-len", help="Tokens: a number, or a range like 64-256.")]
 OutputOption = Annotated[str, typer.Option("--random-output-len", help="Tokens: a number, or a range like 16-64.")]
 PrefixOption = Annotated[
-    float, typer.Option("--shared-prefix", help="Share of a random prompt that all have.", min=0, max=1)
+    float,
+    typer.Option("--shared-prefix", help="Share of a random prompt that all have.", min=0, max=1, callback=finite),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the workload: same seed, same requests.")]
 CountOption = Annotated[int, typer.Option("--num-prompts", help="Requests per run.", min=1)]
@@ -106,7 +107,7 @@ class Source:
 
 def parse_vocab(text: str) -> tuple[int, int]:
     low, _, high = text.partition("-")
-    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+    if not (is_count(low) and is_count(high) and int(low) < int(high)):
         raise ConfigError(f"the vocabulary is a range of token ids such as 300-2000, got {text!r}")
     return int(low), int(high)
 
@@ -135,7 +136,7 @@ def serve(
     request_rate: Annotated[
         float, typer.Option(help="Requests per second: an open loop. inf: all at once, or as the trace says.")
     ] = math.inf,
-    burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 comes in bursts.")] = 1.0,
+    burstiness: Annotated[float, typer.Option(help="1 is Poisson; below 1 comes in bursts.", callback=finite)] = 1.0,
     ignore_eos: Annotated[bool, typer.Option(help="Generate all tokens that were asked for.")] = True,
     goodput: Annotated[
         list[str] | None,
@@ -143,7 +144,9 @@ def serve(
     ] = None,
     num_warmups: Annotated[int, typer.Option(help="Requests before the measurement.", min=0)] = 1,
     repeats: RepeatsOption = 1,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request has failed.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds after which a request has failed.", min=0.001, callback=finite)
+    ] = 600.0,
     seed: SeedOption = 0,
     save_result: SaveOption = None,
     save_detailed: Annotated[bool, typer.Option(help="Keep the times of every request in the result.")] = False,
@@ -299,26 +302,34 @@ def _fitted(source: Source, engine: Any) -> Source:
     return replace(source, vocab=vocabulary(engine), max_len=longest)
 
 
+def is_count(word: str) -> bool:
+    """Whether the word is a natural number that is no mistake: at most nine of the digits 0 to 9."""
+    return word.isascii() and word.isdigit() and len(word) < 10
+
+
 def numbers(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) for word in words):
+    if not all(is_count(word) and int(word) for word in words):
         raise ConfigError(f"expected positive numbers such as 1,8,32, got {text!r}")
     return [int(word) for word in words]
 
 
 def deliver(result: dict[str, Any], path: Path | None, as_json: bool, table: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    if as_json:
-        print(json.dumps(result))
-        return
+    """Show the result, then write it to ``path``: what was measured is not lost with a path that cannot be written."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(quiet=as_json)
     table(console, result)
-    if path is not None:
-        console.print(f"written to {path}", style="dim")
+    if as_json:
+        print(json.dumps(result))
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the result to {path}: {error.strerror}; it is only shown") from error
+    console.print(f"written to {path}", style="dim")
 
 
 def serving_table(console: Any, result: dict[str, Any]) -> None:

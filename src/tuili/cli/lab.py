@@ -9,8 +9,8 @@ import typer
 
 from tuili.base import limits, log
 from tuili.base.errors import ConfigError
-from tuili.cli.bench import JsonOption, SaveOption, app, deliver, numbers
-from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
+from tuili.cli.bench import JsonOption, SaveOption, app, deliver, is_count, numbers
+from tuili.cli.options import ENGINE_GROUPS, Settings, finite, takes_config
 from tuili.cli.progress import counting
 
 
@@ -19,7 +19,7 @@ def machine(
     threads: Annotated[
         str | None, typer.Option(help="Numbers of threads.", show_default="1, 2, 4 ... all cores")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001)] = 0.2,
+    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001, callback=finite)] = 0.2,
     largest_mib: Annotated[int, typer.Option(help="Largest working set; several times the caches.", min=1)] = 256,
     save_result: Annotated[
         Path, typer.Option("--save-result", help="Where plan and doctor look for this machine's limits.")
@@ -85,7 +85,9 @@ def allocation(
     max_model_len: Annotated[int, typer.Option(help="Longest prompt + output.", min=48)] = 512,
     positions: Annotated[int, typer.Option(help="Positions of the KV cache.", min=1)] = 8192,
     block_size: Annotated[int, typer.Option(help="Positions per block.", min=1)] = 16,
-    slack: Annotated[float, typer.Option(help="Tokens that requests ask for over those they need.")] = 4.0,
+    slack: Annotated[
+        float, typer.Option(help="Tokens that requests ask for over those they need.", callback=finite)
+    ] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the workload.")] = 0,
     save_result: SaveOption = None,
     json_output: JsonOption = False,
@@ -119,7 +121,7 @@ def allocation_table(console: Any, result: dict[str, Any]) -> None:
 def monitor(
     command: Annotated[list[str], typer.Argument(help="What to run, behind --", metavar="-- COMMAND ...")],
     output: Annotated[Path, typer.Option(help="JSON lines go here.")] = Path("monitor.jsonl"),
-    interval: Annotated[float, typer.Option(help="Seconds between samples.", min=0.01)] = 0.5,
+    interval: Annotated[float, typer.Option(help="Seconds between samples.", min=0.01, callback=finite)] = 0.5,
 ) -> None:
     """Run a command and record the load of every core and the command's CPU time, memory and page faults. Ends with the
     command's exit code."""
@@ -172,7 +174,7 @@ def kernels(
     size: Annotated[str, typer.Option(help="INPUTSxOUTPUTS of the matrix.")] = "2048x8192",
     rows: Annotated[str, typer.Option(help="Rows to multiply.")] = "1,2,4,8,16,32,64,128,256,512,1024,2048",
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="all cores", min=1)] = None,
-    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001)] = 0.2,
+    seconds: Annotated[float, typer.Option(help="For each figure.", min=0.001, callback=finite)] = 0.2,
     cold_mib: Annotated[
         int, typer.Option(help="Memory that copies of the matrix fill; beyond the caches.", min=1)
     ] = 256,
@@ -186,7 +188,7 @@ def kernels(
     from tuili.bench import roofline
 
     inputs, _, outputs = size.partition("x")
-    if not (inputs.isdigit() and outputs.isdigit() and int(inputs) and int(outputs)):
+    if not (is_count(inputs) and is_count(outputs) and int(inputs) and int(outputs)):
         raise ConfigError(f"--size is written like 2048x8192 (inputs x outputs), got {size!r}")
     counts = numbers(rows)
     with counting("products", len(counts) * len(roofline.ARMS)) as tick:

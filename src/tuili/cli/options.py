@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ def default_text(item: dataclasses.Field[Any]) -> str:
     if item.default is None:
         return "auto"
     return str(item.default).lower() if isinstance(item.default, bool) else str(item.default)
+
+
+def finite(value: float | None) -> float | None:
+    """Callback of an option: nan and infinities are usage errors; minimum and maximum let nan through."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"must be a finite number, not {value}")
+    return value
 
 
 def help_text(item: dataclasses.Field[Any]) -> str:

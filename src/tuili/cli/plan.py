@@ -11,6 +11,7 @@ import typer
 
 from tuili.base import limits, log
 from tuili.cli.bench import deliver, numbers
+from tuili.cli.options import finite
 
 if TYPE_CHECKING:
     from tuili.plan.memory import MemoryPlan
@@ -120,10 +121,19 @@ def decode(
     context: Annotated[int, typer.Option(help="Tokens of each request so far.", min=1)] = 512,
     concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
     bandwidth: Annotated[
-        float | None, typer.Option(help="Bytes read, GB/s.", show_default="as measured by tuili bench machine")
+        float | None,
+        typer.Option(
+            help="Bytes read, GB/s.", show_default="as measured by tuili bench machine", min=0.001, callback=finite
+        ),
     ] = None,
     peak: Annotated[
-        float | None, typer.Option(help="10^9 operations/s.", show_default="as measured, of the kind of the weights")
+        float | None,
+        typer.Option(
+            help="10^9 operations/s.",
+            show_default="as measured, of the kind of the weights",
+            min=0.001,
+            callback=finite,
+        ),
     ] = None,
     machine: Annotated[Path, typer.Option(help="Measured limits, of this machine or another.")] = limits.PATH,
     threads: Annotated[int | None, typer.Option(help="Of the measured limits.", show_default="the most", min=1)] = None,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tuili.base import log
-from tuili.base.errors import RequestError
+from tuili.base.errors import ConfigError, RequestError
 from tuili.cli.options import ENGINE_GROUPS, Settings, takes_config
 from tuili.cli.progress import loading
+from tuili.cli.wrap import WordWrap
 
 if TYPE_CHECKING:
     import asyncio
@@ -51,6 +55,7 @@ def run(
     """Chat with MODEL in the terminal; with --prompt, or text on standard input, answer once and leave."""
     log.setup(default="ERROR")
     text = _one_shot_text(prompt, json_output)
+    system = system and _text(system, "--system")
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
@@ -77,15 +82,34 @@ def run(
 
 def _one_shot_text(prompt: str | None, json_output: bool) -> str | None:
     """The one prompt to answer, or None for a chat."""
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
-        prompt = sys.stdin.read()
+    if prompt == "-" or (prompt is None and not (sys.stdin and sys.stdin.isatty())):
+        prompt = _standard_input()
         if not prompt.strip():
             raise typer.BadParameter("standard input is empty; give the text there or with --prompt TEXT")
     if prompt is None and json_output:
         raise typer.BadParameter("--json answers one prompt: give it with --prompt TEXT or on standard input")
     if prompt is not None and not prompt:
         raise typer.BadParameter("the prompt is empty")
-    return prompt
+    return prompt and _text(prompt, "--prompt")
+
+
+def _standard_input() -> str:
+    """All of it but the newline at its end, which is the shell's; nothing where it is closed."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return _text(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ConfigError(f"cannot read standard input: {error.strerror}") from error
+
+
+def _text(given: bytes | str, name: str) -> str:
+    """The bytes as text, or the text if it was read from UTF-8; else ConfigError, which calls it ``name``."""
+    try:
+        raw = given if isinstance(given, bytes) else given.encode()
+        return raw.decode()
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} is not UTF-8 ({error.reason} at {error.start}); convert it, as iconv does") from None
 
 
 @dataclass(slots=True)
@@ -170,7 +194,8 @@ def _once(session: Session, text: str, json_output: bool, load_seconds: float) -
 
     answer = Answer(prompt_tokens=0)
     try:
-        asyncio.run(session.answer(text, answer, _nothing if json_output else _show))
+        with nullcontext(_nothing) if json_output else _screen() as show:
+            asyncio.run(session.answer(text, answer, show))
     except KeyboardInterrupt:
         print(file=sys.stderr)
         raise typer.Exit(130) from None
@@ -219,9 +244,12 @@ def _chat(session: Session) -> None:
 
 
 def _ask() -> str | None:
-    """A line, or None at the end of the input (Ctrl-D). Ctrl-C drops the line."""
+    """A line, or None at the end of the input (Ctrl-D). Ctrl-C drops the line, and what is no UTF-8 is refused."""
     try:
-        return input("> ")
+        return _text(input("> "), "the line")
+    except (ConfigError, UnicodeDecodeError) as error:
+        print(f"tuili: {error}", file=sys.stderr)
+        return ""
     except EOFError:
         print()
         return None
@@ -233,7 +261,8 @@ def _ask() -> str | None:
 def _turn(session: Session, runner: asyncio.Runner, line: str) -> None:
     answer, dropped = Answer(prompt_tokens=0), session.dropped
     try:
-        runner.run(session.answer(line, answer, _show))
+        with _screen() as show:
+            runner.run(session.answer(line, answer, show))
     except KeyboardInterrupt:
         pass
     except RequestError as error:
@@ -265,9 +294,19 @@ def _command(session: Session, line: str) -> bool:
     return True
 
 
-def _show(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()
+@contextmanager
+def _screen() -> Iterator[Callable[[str], None]]:
+    """Shows pieces of text as they come; on a terminal, with line breaks between words."""
+
+    show = partial(print, end="", flush=True)
+    if not (sys.stdout and sys.stdout.isatty()):
+        yield show
+        return
+    wrap = WordWrap(lambda: shutil.get_terminal_size().columns)
+    try:
+        yield lambda piece: show(wrap.feed(piece))
+    finally:
+        show(wrap.end())
 
 
 def _nothing(piece: str) -> None:

@@ -68,13 +68,15 @@ def check(request: Request, capacity: Capacity) -> int:
 def _check_fields(request: Request) -> None:
     if not request.tokens or request.prompt_len < 1:
         raise RequestError("the prompt is empty; send at least one token", "prompt")
-    wrong = next((t for t in request.tokens if type(t) is not int or not 0 <= t < 2**31), None)
-    if wrong is not None:
+    tokens = request.tokens
+    if set(map(type, tokens)) != {int} or min(tokens) < 0 or max(tokens) >= 2**31:
+        wrong = next(t for t in tokens if type(t) is not int or not 0 <= t < 2**31)
         raise RequestError(f"token ids must be integers from 0 to 2**31 - 1, got {wrong!r}", "prompt")
     if not isinstance(request.priority, int):
         raise RequestError(f"priority must be an integer, got {request.priority!r}", "priority")
-    if not isinstance(request.salt, str):
-        raise RequestError(f"cache_salt must be a string, got {request.salt!r}", "cache_salt")
+    for name, value in (("cache_salt", request.salt), ("tenant", request.tenant), ("session", request.session)):
+        if not isinstance(value, str):
+            raise RequestError(f"{name} must be a string, got {value!r}", name)
 
 
 def broken_by(plan: StepPlan, result: StepResult) -> dict[str, str]:

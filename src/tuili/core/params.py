@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 from tuili.base.errors import RequestError
 
 #: Below this temperature sampling is greedy, as in vLLM.
 GREEDY_BELOW = 1e-5
+#: Strings of ``stop`` and of ``bad_words``, and characters of each: all are looked for at every token.
+MAX_STRINGS, MAX_CHARACTERS = 128, 1024
+#: Different ids of ``stop_token_ids`` and ``logit_bias``: all are looked at in every step.
+MAX_IDS = 1024
+#: Ids that a list may hold, repetitions included: no vocabulary is larger.
+LONGEST_LIST = 2**19
+LARGEST = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when generation stops.
 
     ``max_tokens`` is 16 offline as in vLLM; None means "to the end of the context" and is what the chat server uses.
-    ``top_k`` 0 or -1 and ``logprobs`` -1 mean the whole vocabulary. ``seed`` None lets the engine draw one.
+    ``top_k`` 0 or -1 and ``logprobs`` -1 mean the whole vocabulary. ``seed`` None or -1 lets the engine draw one.
+    Numbers may be numpy's or torch's, lists any iterable; they are kept as Python's own. Fields may be changed until
+    the params are handed in: the engine works on a copy, checked again.
     Raises RequestError that names the field for values out of range.
     """
 
@@ -50,19 +62,30 @@ class SamplingParams:
     eos_token_ids: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        def set_(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
+        for name, low, high in INTEGERS:
+            value = getattr(self, name)
+            if value is not None or name not in OPTIONAL:
+                setattr(self, name, _within(name, whole(name, value), low, high))
+        for name, least, most in NUMBERS:
+            setattr(self, name, _within(name, _number(name, getattr(self, name)), least, most))
+        for name in FLAGS:
+            setattr(self, name, _flag(name, getattr(self, name)))
+        self._take_lists()
+        self.top_k = max(self.top_k, 0)
+        self.seed = None if self.seed == -1 else self.seed
+        _check_together(self)
 
-        set_("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        set_("stop_token_ids", tuple(self.stop_token_ids or ()))
-        set_("bad_words", tuple(self.bad_words or ()))
-        if self.top_k == -1:
-            set_("top_k", 0)
+    def _take_lists(self) -> None:
+        self.stop = _strings("stop", self.stop)
+        self.bad_words = _strings("bad_words", self.bad_words)
+        self.stop_token_ids = _ids("stop_token_ids", self.stop_token_ids, MAX_IDS)
+        self.eos_token_ids = _ids("eos_token_ids", self.eos_token_ids, MAX_IDS)
         if self.allowed_token_ids is not None:
-            set_("allowed_token_ids", tuple(self.allowed_token_ids))
+            self.allowed_token_ids = _ids("allowed_token_ids", self.allowed_token_ids)
+            if not self.allowed_token_ids:
+                raise RequestError("allowed_token_ids must not be empty", "allowed_token_ids")
         if self.logit_bias is not None:
-            set_("logit_bias", {int(k): float(v) for k, v in self.logit_bias.items()})
-        check(self)
+            self.logit_bias = _biases(self.logit_bias)
 
     @property
     def greedy(self) -> bool:
@@ -75,76 +98,155 @@ class SamplingParams:
         return own if self.ignore_eos else tuple(dict.fromkeys(self.eos_token_ids + own))
 
     def with_(self, **changes: object) -> SamplingParams:
+        """A copy with ``changes``, checked."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
-
-def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name} must be an integer, got {value!r}", name)
-
-
-def _within(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RequestError(f"{name} must be a number, got {value!r}", name)
-    below = value <= low if open_low else value < low
-    if not math.isfinite(value) or below or value > high:
-        bracket = "(" if open_low else "["
-        raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], got {value}", name)
+    def clone(self) -> SamplingParams:
+        """A copy that shares nothing with this one."""
+        return copy.deepcopy(self)
 
 
-def _all_ints(name: str, values: Iterable[object]) -> None:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise RequestError(f"{name} must hold token ids (integers >= 0), got {value!r}", name)
+#: Fields and their bounds, both included. ``top_p`` and ``repetition_penalty`` must be more than 0; beyond 1e6 float32
+#: scores overflow.
+INTEGERS = (
+    ("n", 1, LARGEST),
+    ("max_tokens", 1, LARGEST),
+    ("min_tokens", 0, LARGEST),
+    ("top_k", -1, 2**63 - 1),
+    ("seed", -(2**63), 2**63 - 1),
+    ("logprobs", -1, LARGEST),
+    ("prompt_logprobs", -1, LARGEST),
+)
+OPTIONAL = frozenset({"max_tokens", "seed", "logprobs", "prompt_logprobs"})
+NUMBERS = (
+    ("temperature", 0.0, 2.0),
+    ("top_p", math.ulp(0.0), 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 1e-6, 1e6),
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+)
+FLAGS = (
+    *("include_stop_str_in_output", "ignore_eos", "detokenize"),
+    *("skip_special_tokens", "spaces_between_special_tokens"),
+)
 
 
-def check(p: SamplingParams) -> None:
-    """Ranges of interfaces.md 5.1; RequestError names the first field at fault."""
-    _check_lengths(p)
-    _within("temperature", p.temperature, 0.0, 2.0)
-    _within("top_p", p.top_p, 0.0, 1.0, open_low=True)
-    _within("min_p", p.min_p, 0.0, 1.0)
-    _within("repetition_penalty", p.repetition_penalty, 1e-6, 1e6)  # beyond, float32 scores overflow
-    _within("presence_penalty", p.presence_penalty, -2.0, 2.0)
-    _within("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
-    for name in ("top_k", "logprobs", "prompt_logprobs"):
-        value = getattr(p, name)
-        if value is not None:
-            _whole(name, value)
-            if value < -1:
-                raise RequestError(f"{name} must be >= -1, got {value}", name)
-    _check_tokens_and_strings(p)
+def shown(value: object) -> str:
+    """``value`` in an error: never long, and never an error itself."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_lengths(p: SamplingParams) -> None:
-    for name, low in (("n", 1), ("min_tokens", 0), ("max_tokens", 1)):
-        value = getattr(p, name)
-        if value is None and name == "max_tokens":
-            continue
-        _whole(name, value)
-        if value < low:
-            raise RequestError(f"{name} must be at least {low}, got {value}", name)
+def plain(value: Any) -> Any:
+    """Python's own number for one of numpy's or torch's; anything else as it is."""
+    if type(value) in (int, float, bool) or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except Exception:  # an array of several
+        return value
+
+
+def whole(name: str, value: object) -> int:
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise RequestError(f"{name} must be an integer, got {shown(value)}", name)
+    return int(number)
+
+
+def _number(name: str, value: object) -> float:
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise RequestError(f"{name} must be a number, got {shown(value)}", name)
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
+def _flag(name: str, value: object) -> bool:
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise RequestError(f"{name} must be True or False, got {shown(value)}", name)
+    return flag
+
+
+def _within(name: str, value: Any, low: float, high: float) -> Any:
+    if low <= value <= high:  # not for NaN
+        return value
+    if high == LARGEST and value < low:
+        raise RequestError(f"{name} must be at least {low}, got {value}", name)
+    bounds = f"(0, {high:g}]" if low == math.ulp(0.0) else f"[{low}, {high}]"
+    raise RequestError(f"{name} must be in {bounds}, got {shown(value)}", name)
+
+
+def listed(name: str, values: Any, what: str, limit: int = LONGEST_LIST) -> list[Any]:
+    """The items of any iterable, at most ``limit``; RequestError for what is none, or is text or a table."""
+    try:
+        if isinstance(values, (str, bytes, bytearray, Mapping)):
+            raise TypeError
+        found = list(islice(values.tolist() if hasattr(values, "tolist") else values, limit + 1))
+    except TypeError as error:
+        raise RequestError(f"{name} must be a list of {what}, got {shown(values)}", name) from error
+    if len(found) > limit:
+        raise RequestError(f"{name} may hold {limit} {what}, got more; shorten the list", name)
+    return found
+
+
+def _strings(name: str, values: Any) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    found = [values] if isinstance(values, str) else listed(name, values, "strings", MAX_STRINGS)
+    for text in found:
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"{name} must hold non-empty strings, got {shown(text)}", name)
+        if len(text) > MAX_CHARACTERS:
+            raise RequestError(f"{name} has {len(text)} characters in {shown(text)}; at most {MAX_CHARACTERS}", name)
+    return tuple(dict.fromkeys(map(str, found)))
+
+
+def token_ids(name: str, values: Any, limit: int = LONGEST_LIST) -> list[int]:
+    """``values`` as Python's integers from 0 on; RequestError names the first that is none."""
+    found = listed(name, values, "token ids", limit)
+    if set(map(type, found)) - {int}:
+        found = [plain(id) for id in found]
+    if set(map(type, found)) - {int} or min(found, default=0) < 0:
+        wrong = next(id for id in found if type(id) is not int or id < 0)
+        raise RequestError(f"{name} must hold token ids (integers >= 0), got {shown(wrong)}", name)
+    return found
+
+
+def _ids(name: str, values: Any, limit: int = LONGEST_LIST) -> tuple[int, ...]:
+    if values is None:
+        return ()
+    found = tuple(dict.fromkeys(token_ids(name, values)))
+    if len(found) > limit:
+        raise RequestError(f"{name} may hold {limit} different ids, got {len(found)}", name)
+    return found
+
+
+def _biases(values: Any) -> dict[int, float]:
+    name = "logit_bias"
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{name} must map token ids to numbers, got {shown(values)}", name)
+    if len(values) > MAX_IDS:
+        raise RequestError(f"{name} may hold {MAX_IDS} ids, got {len(values)}", name)
+    biases = {}
+    for key, bias in values.items():
+        written = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
+        (id,) = token_ids(name, [int(key) if written else key])
+        biases[id] = _within(f"{name}[{id}]", _number(f"{name}[{id}]", bias), -100.0, 100.0)
+    return biases
+
+
+def _check_together(p: SamplingParams) -> None:
     if p.max_tokens is not None and p.min_tokens > p.max_tokens:
         raise RequestError(f"min_tokens {p.min_tokens} is more than max_tokens {p.max_tokens}", "min_tokens")
     if p.n > 1 and p.greedy:
         raise RequestError(f"n must be 1 with greedy sampling (temperature 0), got {p.n}", "n")
-    if p.seed is not None:
-        _whole("seed", p.seed)
-        if not -(2**63) <= p.seed < 2**63:
-            raise RequestError(f"seed must fit in 64 bits, got {p.seed}", "seed")
-
-
-def _check_tokens_and_strings(p: SamplingParams) -> None:
-    for name in ("stop", "bad_words"):
-        for text in getattr(p, name):
-            if not isinstance(text, str) or not text:
-                raise RequestError(f"{name} must hold non-empty strings, got {text!r}", name)
-    _all_ints("stop_token_ids", p.stop_token_ids or ())
-    if p.allowed_token_ids is not None:
-        if not p.allowed_token_ids:
-            raise RequestError("allowed_token_ids must not be empty", "allowed_token_ids")
-        _all_ints("allowed_token_ids", p.allowed_token_ids)
-    if p.logit_bias:
-        _all_ints("logit_bias", p.logit_bias)
-        for token, bias in p.logit_bias.items():
-            _within(f"logit_bias[{token}]", bias, -100.0, 100.0)

@@ -34,7 +34,8 @@ class Request:
     ``tokens`` is prompt + output; ``computed`` counts the leading ids whose KV is in the cache or in a plan in flight;
     ``pending`` counts sampled ids still on the device (depth 2). The whole state machine is
     ``need = len(tokens) + pending + len(draft) - computed`` (DESIGN.md 2).
-    ``params`` are resolved: ``max_tokens`` is a number, ``eos_token_ids`` and ``seed`` are set.
+    ``params`` are resolved: ``max_tokens`` is a number, ``eos_token_ids`` and ``seed`` are set. ``tenant`` and
+    ``session`` say whose it is and to what conversation it belongs.
     """
 
     id: str
@@ -43,6 +44,8 @@ class Request:
     params: SamplingParams
     priority: int = 0
     salt: str = ""
+    tenant: str = ""
+    session: str = ""
     computed: int = 0
     pending: int = 0
     draft: list[int] = field(default_factory=list)

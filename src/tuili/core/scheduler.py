@@ -42,8 +42,9 @@ class Scheduler:
     ``max_num_batched_tokens`` is the token budget of a step, ``max_num_seqs`` the number of rows; every running row
     gets at least one token per step, so the budget must be at least the rows (ConfigError). Without chunked prefill a
     prompt is computed whole: one longer than what is left of the budget goes over it, as the only one of its step.
-    ``max_queued`` bounds the waiting queue (OverloadedError from ``add``). ``reserve_kv`` gives a request all the
-    blocks that it may need when it is admitted, so that it is never preempted for them.
+    ``max_queued`` requests may wait beyond those that have a row, or soon will (OverloadedError from ``add``).
+    ``reserve_kv`` gives a request all the blocks that it may need when it is admitted, so that it is never preempted
+    for them.
     """
 
     def __init__(
@@ -95,6 +96,10 @@ class Scheduler:
         """Accepted and not finished, by id."""
         return self._requests
 
+    def holds(self, id: str) -> bool:
+        """Accepted, and not finished or still in flight."""
+        return id in self._entries
+
     @property
     def has_work(self) -> bool:
         """Anything waiting, running, in flight or yet to be told."""
@@ -128,8 +133,11 @@ class Scheduler:
         if request.id in self._entries:
             raise RequestError(f"request id {request.id!r} is in use; choose another", "request_id")
         limit = check(request, self.capacity)
-        if self.max_queued is not None and len(self._waiting) >= self.max_queued:
-            raise OverloadedError(f"{len(self._waiting)} requests are waiting, the most allowed; try again later")
+        if self.max_queued is not None and len(self._requests) >= self.max_num_seqs + self.max_queued:
+            raise OverloadedError(
+                f"{self.num_running} requests are running and {self.num_waiting} waiting, the most allowed; try again "
+                "later"
+            )
         table = self.cache.open(request.tokens, request.salt)
         request.timing.queued = self._clock.now()
         entry = Entry(request, (self.policy.key(request), self._arrivals), table, limit)

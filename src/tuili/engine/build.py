@@ -14,6 +14,7 @@ from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
 from tuili.core.policies import policies
 from tuili.core.scheduler import Scheduler
+from tuili.engine.admission import Bounds
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
@@ -21,12 +22,11 @@ from tuili.engine.device import able, backend, open_device, place
 from tuili.engine.engine import Engine, told_as_it_is
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
-from tuili.engine.prepare import Limits
 from tuili.engine.resolve import effective, resolve
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
-from tuili.models.files import weight_files
+from tuili.models.shards import weight_files
 from tuili.quant.scheme import Scheme, scheme_of
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def build(
     template(False)  # a missing --chat-template is told before the weights are loaded
     weight_files(checkpoint.path)  # missing weights are told before what they would take
     config, resolved, machine = prepared(config, checkpoint)
-    limits = limits_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
+    bounds = bounds_of(resolved, checkpoint, tokenizer, defaults.max_new_tokens)
     if resolved.device == "cuda":
         resolved, engine = start_on_card(config, resolved, checkpoint, machine, progress)
     else:
         engine = start(resolved, open_executor(resolved, load(resolved, checkpoint, progress), progress))
     log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
-    return TextEngine(client(engine), tokenizer, resolved, limits, defaults, templates=template)
+    return TextEngine(client(engine), tokenizer, resolved, bounds, defaults, templates=template)
 
 
 def prepared(config: Config, checkpoint: Checkpoint) -> tuple[Config, Config, Hardware]:
@@ -66,7 +66,7 @@ def prepared(config: Config, checkpoint: Checkpoint) -> tuple[Config, Config, Ha
     return able_config, resolve(able_config, checkpoint.spec, machine), machine
 
 
-def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Limits:
+def bounds_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_new_tokens: int | None) -> Bounds:
     """What a request may ask. The text ends at the model's own ids and at the tokenizer's."""
     spec = checkpoint.spec
     ends = spec.eos_token_ids if tokenizer.eos is None else (*spec.eos_token_ids, tokenizer.eos)
@@ -75,12 +75,15 @@ def limits_of(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, max_
         raise ModelError(
             f"{checkpoint.path}: end-of-text ids {wrong} are outside of the vocabulary of {spec.vocab_size}"
         )
-    return Limits(
+    queued = config.max_num_queued_reqs
+    return Bounds(
         max_model_len=config.max_model_len or spec.max_model_len,
         vocab_size=spec.vocab_size,
         eos_token_ids=tuple(dict.fromkeys(ends)),
         max_logprobs=config.max_logprobs,
         max_new_tokens=max_new_tokens,
+        max_requests=None if queued is None else cast(int, config.max_num_seqs) + queued,
+        priorities=config.scheduling_policy == "priority",
     )
 
 

@@ -9,31 +9,36 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from tuili.base.errors import ConfigError, ModelError, RequestError
+from tuili.engine.dialect import OTHER_ROLES, Dialect, read_dialect
+from tuili.engine.sandbox import BUDGET, Budget, Sandbox
+from tuili.models.checkpoint import TEMPLATES
+from tuili.models.read import read_json, read_text
 
 Messages = Sequence[Mapping[str, Any]]
 #: What a content part may be called, and the key of its text.
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 MEDIA_PARTS = ("image", "image_url", "input_image", "input_audio", "audio_url", "video_url", "video", "file")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+#: What a message's reasoning is called; templates read the first, or gpt-oss's the second.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+#: Marks the end of the message that is to be continued. The blank shows whether the template trims.
+MARK = "End_of_final_message_{} "
 
 
 class ChatTemplate:
-    """A compiled template. ``parts`` tells whether it wants message contents as lists of parts, or as strings.
+    """A compiled template. ``dialect`` tells what it wants messages to be like.
 
     Raises jinja2.TemplateSyntaxError for text that is no template.
     """
 
     def __init__(self, source: str, now: Callable[[], datetime] = datetime.now):
-        environment = _environment(now)
+        environment = Sandbox()
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
         self.source = source
-        self.parts = wants_parts(environment.parse(source))
         self._template = environment.from_string(source)
+        self.dialect = read_dialect(environment.parse(source))
 
     def render(
         self,
@@ -52,7 +57,7 @@ class ChatTemplate:
                 "continue_final_message and add_generation_prompt exclude each other; set the second to false",
                 "continue_final_message",
             )
-        conversation = [normalize(message, self.parts) for message in _listed(messages)]
+        conversation = [normalize(message, self.dialect) for message in _listed(messages)]
         values = {
             **(special_tokens or {}),
             "tools": tools or None,
@@ -61,50 +66,29 @@ class ChatTemplate:
             "messages": conversation,
             "add_generation_prompt": add_generation_prompt,
         }
+        text = self._text(values, conversation)
+        if not continue_final_message:
+            return text
+        number = next(n for n in range(len(text) + 1) if MARK.format(n).strip() not in text)
+        mark = MARK.format(number)
+        marked = [*conversation[:-1], _marked(conversation[-1], mark)]
+        return _cut_at(mark, self._text(values | {"messages": marked}, marked), text)
+
+    def _text(self, values: Mapping[str, Any], conversation: list[dict[str, Any]]) -> str:
+        characters = sum(_size(value) for value in (conversation, values["tools"], values["documents"]))
         try:
-            text = self._template.render(values)
+            text: str = self._template.render({**values, BUDGET: Budget(characters, len(conversation))})
         except RequestError:
             raise
         except Exception as error:  # a template is a program: it may fail in any way
             raise RequestError(f"the chat template failed: {type(error).__name__}: {error}", "messages") from error
-        return _cut_after(text, conversation[-1]) if continue_final_message else text
+        return text
 
 
 @lru_cache(maxsize=64)
 def compiled(source: str) -> ChatTemplate:
     """The template, compiled once."""
     return ChatTemplate(source)
-
-
-def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: now().strftime(form)
-    return environment
-
-
-class _Generation(Extension):
-    """``{% generation %}...{% endgeneration %}`` marks what training learns from; for a prompt it is its content."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's protocol)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: Jinja's own filter escapes characters for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> None:
@@ -117,25 +101,35 @@ def _raise(message: str) -> None:
 def find_template(
     directory: Path, tokenizer_config: Mapping[str, Any], override: str | None = None, *, tools: bool = False
 ) -> str | None:
-    """The model's template: ``override`` (a file, or the text itself), chat_template.jinja, then tokenizer_config.json.
+    """The model's template: ``override`` (a file, or the text itself), else that of its files. None: there is none.
 
-    Where the latter has several, ``tool_use`` is taken for requests with tools, else ``default``. None: there is none.
+    Where there are several, ``tool_use`` is taken for requests with tools, else ``default``. ModelError for files that
+    cannot be read.
     """
     if override is not None:
         return read_override(override)
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = tokenizer_config.get("chat_template")
-    if found is None or isinstance(found, str):
-        return found
-    try:
-        named = {entry["name"]: entry["template"] for entry in found}
-    except (TypeError, KeyError) as error:
-        raise ModelError(
-            f"{directory}: chat_template in tokenizer_config.json must be a string or a list of names"
-        ) from error
+    named = _listed_templates(directory, tokenizer_config) | _template_files(directory)
     return named.get("tool_use", named.get("default")) if tools else named.get("default")
+
+
+def _template_files(directory: Path) -> dict[str, str]:
+    files = {"default": directory / "chat_template.jinja", "tool_use": directory / TEMPLATES / "tool_use.jinja"}
+    return {name: read_text(path) for name, path in files.items() if path.exists()}
+
+
+def _listed_templates(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Those of tokenizer_config.json, or of the file in which older multimodal checkpoints have it."""
+    where, found = "tokenizer_config.json", tokenizer_config.get("chat_template")
+    if found is None:
+        where = "chat_template.json"
+        found = read_json(directory / where, optional=True).get("chat_template")
+    listed = [{"name": "default", "template": found}] if isinstance(found, str) else found or []
+    if not isinstance(listed, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        for entry in listed
+    ):
+        raise ModelError(f"{directory}: chat_template in {where} must be a string or a list of names and templates")
+    return {entry["name"]: entry["template"] for entry in listed}
 
 
 def read_override(text: str) -> str:
@@ -144,7 +138,7 @@ def read_override(text: str) -> str:
         return text
     try:
         return Path(text).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL in the name, no such user's home
         raise ConfigError(f"--chat-template {text!r} is no readable file ({error}), and no Jinja text") from error
 
 
@@ -157,21 +151,55 @@ def _listed(messages: Messages) -> Messages:
     return messages
 
 
-def normalize(message: Mapping[str, Any], parts: bool) -> dict[str, Any]:
+class Content(str):
+    """A string to templates that treat it as one; to those that loop over it, a list of one part of text.
+
+    ``indexed``: its first item is that part too.
+    """
+
+    indexed = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([{"type": "text", "text": str(self)}])
+
+    def __getitem__(self, key: Any) -> Any:
+        return next(iter(self)) if self.indexed and key == 0 else super().__getitem__(key)
+
+
+class IndexedContent(Content):
+    indexed = True
+
+
+def normalize(message: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     """A copy as templates expect it: content as string or parts, arguments of tool calls as objects."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise RequestError(f"each message must be an object with a role, got {message!r:.200}", "messages")
     if message["role"] not in ROLES:
         raise RequestError(f"role {message['role']!r} is unknown. Known: {', '.join(ROLES)}.", "messages")
-    texts = _texts(message.get("content"))
-    own = dict(message)
-    if parts:
-        own["content"] = [{"type": "text", "text": text} for text in texts]
-    else:
-        own["content"] = "\n".join(texts)
-    if message.get("tool_calls"):
-        own["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    own = {key: value for key, value in message.items() if value is not None}
+    if own["role"] not in dialect.roles:
+        own["role"] = OTHER_ROLES.get(own["role"], own["role"])
+    missing = "content" not in (message if dialect.asks_none else own)
+    if not (missing and dialect.asks_defined):
+        own["content"] = _content(message, dialect)
+    if (reasoning := next((own[key] for key in REASONING if key in own), None)) is not None:
+        own = {"thinking": reasoning, **own, "reasoning_content": reasoning}
+    calls = own.pop("tool_calls", None)
+    if calls:  # none at all: templates ask for the key
+        if not isinstance(calls, Sequence) or isinstance(calls, str):
+            raise RequestError(f"tool_calls must be a list, got {calls!r:.200}", "messages")
+        own["tool_calls"] = [_tool_call(call) for call in calls]
     return own
+
+
+def _content(message: Mapping[str, Any], dialect: Dialect) -> Any:
+    content = message.get("content")
+    if content is None and dialect.asks_none and message["role"] == "assistant":
+        return None
+    if dialect.parts and isinstance(content, str | None):
+        return (Content if dialect.tests_strings else IndexedContent)(content or "")
+    texts = _texts(content)
+    return [{"type": "text", "text": text} for text in texts] if dialect.parts else "\n".join(texts)
 
 
 def _texts(content: Any) -> list[str]:
@@ -201,53 +229,55 @@ def _tool_call(call: Any) -> dict[str, Any]:
     if not isinstance(function, Mapping):
         raise RequestError(f"tool_calls must hold {{'function': {{...}}}}, got {call!r:.200}", "messages")
     arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        return dict(call)
+    if arguments is None or isinstance(arguments, str):
+        arguments = _parsed(arguments or "")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _parsed(arguments: str) -> Any:
+    """A function that takes no arguments is called with none, however that is written."""
     try:
-        return {**call, "function": {**function, "arguments": json.loads(arguments or "{}")}}
-    except ValueError as error:
+        value = json.loads(arguments.strip() or "{}")
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"arguments of a tool call are not JSON ({error}): {arguments:.200}", "messages") from error
+    return {} if value is None else value
 
 
-def _cut_after(text: str, message: Mapping[str, Any]) -> str:
-    """The rendered text up to the end of the last message's content, so that the model goes on writing it."""
-    content = message["content"]
-    if isinstance(content, list):
-        content = content[-1]["text"] if content else ""
-    bare = content.strip()
-    start = text.rfind(bare)
-    if start < 0 or not bare:
+def _size(value: Any) -> int:
+    """About the characters that ``value`` has, of what JSON is made of."""
+    size, waiting = 0, [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+        size += len(part) if isinstance(part, str) else 4
+    return size
+
+
+# ------------------------------------------------------------------------------------- continuing the last message
+
+
+def _marked(message: dict[str, Any], mark: str) -> dict[str, Any]:
+    """``message`` with ``mark`` behind its last text. RequestError for one that has none."""
+    content = message.get("content")
+    if isinstance(content, list) and content and content[-1]["text"].strip():
+        return {**message, "content": [*content[:-1], content[-1] | {"text": content[-1]["text"] + mark}]}
+    if isinstance(content, str) and content.strip():
+        return {**message, "content": type(content)(content + mark)}
+    raise RequestError("continue_final_message: the last message is empty", "continue_final_message")
+
+
+def _cut_at(mark: str, marked: str, text: str) -> str:
+    """``text`` up to where ``marked``, the same with a mark in it, has its mark."""
+    at = marked.rfind(mark.strip())
+    start = marked[: max(at, 0)]
+    if not marked.startswith(mark, at):  # the template trims the message, and would have trimmed its end too
+        start = start.rstrip()
+    if at < 0 or not text.startswith(start):
         raise RequestError(
-            "continue_final_message: the last message is empty, or the chat template does not write it as it is",
+            "continue_final_message: the chat template does not write the last message as it is",
             "continue_final_message",
         )
-    # Templates may trim: keep the content's trailing blanks only where they were written.
-    end = start + len(bare)
-    tail = content[len(content.rstrip()) :]
-    return text[:end] + (tail if text.startswith(tail, end) else "")
-
-
-# ------------------------------------------------------------------------------------------------ string or parts?
-
-
-def wants_parts(tree: nodes.Template) -> bool:
-    """True when the template loops over a message's content, by name or by way of a variable or a macro's argument."""
-    names = {"content"} | set(_aliases(tree))
-    return any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
-
-
-def _aliases(tree: nodes.Template) -> Iterator[str]:
-    """Variables that are set to a message's content."""
-    for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, set()):
-            yield assign.target.name
-
-
-def _is_content(node: nodes.Node, names: set[str]) -> bool:
-    while isinstance(node, nodes.Filter) and node.node is not None:
-        node = node.node
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    if isinstance(node, nodes.Getitem):
-        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-    return isinstance(node, nodes.Name) and node.name in names
+    return start

@@ -22,7 +22,8 @@ from tuili.core.request import Request, Update
 from tuili.core.scheduler import Scheduler
 
 log = get(__name__)
-Listener = Callable[[StepStats], None]
+#: Gets each step's plan, result and completed record.
+Listener = Callable[[StepPlan, StepResult, StepStats], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Engine:
     """Drives ``scheduler`` and ``executor``. Not safe for several threads: one thread owns it (see ``client.py``).
 
     ``depth`` is the number of plans in flight: 1 is lock-step, 2 lets the host plan while the device computes.
-    ``listeners`` get the completed record of each step, in the engine's thread, after its updates were made.
+    ``listeners`` get the plan, the result and the completed record of each step, in the engine's thread, after its
+    updates were made.
     ``explain`` puts in words what it died of.
     """
 
@@ -93,6 +95,10 @@ class Engine:
         """End ``id`` now; its last update, or None when it is not here (any more)."""
         return None if self.dead is not None else self.scheduler.abort(id)
 
+    def holds(self, id: str) -> bool:
+        """Whether ``id`` has blocks, waits for them, or is mentioned by a plan in flight."""
+        return self.dead is None and self.scheduler.holds(id)
+
     def step(self) -> list[Update]:
         """Bring the oldest step in flight to its end: what it changed. Empty when there is nothing to do."""
         if self.dead is not None:
@@ -116,14 +122,13 @@ class Engine:
         stats = self.scheduler.stats(flight.plan)
         updates = self.scheduler.update(flight.plan, result)
         self.steps += 1
-        self._tell(
-            replace(
-                stats,
-                device_seconds=result.stats.device_seconds,
-                schedule_seconds=flight.schedule_seconds,
-                update_seconds=self.clock.now() - began,
-            )
+        stats = replace(
+            stats,
+            device_seconds=result.stats.device_seconds,
+            schedule_seconds=flight.schedule_seconds,
+            update_seconds=self.clock.now() - began,
         )
+        self._tell(flight.plan, result, stats)
         return updates
 
     def _launch(self) -> _Flight | None:
@@ -134,10 +139,10 @@ class Engine:
         seconds = self.clock.now() - began
         return _Flight(plan, self.executor.execute(plan), seconds)
 
-    def _tell(self, stats: StepStats) -> None:
+    def _tell(self, plan: StepPlan, result: StepResult, stats: StepStats) -> None:
         for listener in self.listeners:
             try:
-                listener(stats)
+                listener(plan, result, stats)
             except Exception:  # a broken metric must not end anyone's request
                 log.exception("a listener failed at step %d", stats.step)
 

@@ -1,13 +1,12 @@
 """Offline inference in vLLM's shape: ``LLM(model).generate(prompts, SamplingParams(...))``.
 
-The engine runs in the caller's thread, so that an interrupt stops it at once and leaves nothing behind.
+It asks the same client as the server; an interrupt aborts what the call asked for, and leaves a working engine.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import count
 from typing import Any
 
@@ -15,60 +14,68 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tuili.base.config import load
-from tuili.base.errors import OverloadedError, RequestError, RequestFailed
-from tuili.core.params import SamplingParams
-from tuili.core.request import FinishReason, Request, Update
+from tuili.base.errors import RequestError
+from tuili.core.params import SamplingParams, listed, plain, shown
+from tuili.engine.admission import Admitted, Asked, check_text
 from tuili.engine.build import build
-from tuili.engine.client import InlineClient
-from tuili.engine.outputs import Completion, Delta, RequestOutput, TokenLogprob
+from tuili.engine.outputs import Choice, Completion, RequestMetrics, RequestOutput, logprobs_by_id
 from tuili.engine.tokenizer import Tokenizer
-from tuili.engine.transcript import Transcript
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-Params = SamplingParams | Sequence[SamplingParams] | None
+Params = SamplingParams | Iterable[SamplingParams | None] | None
 Advance = Callable[[int, int], None]
+#: Keys of a prompt that is a table, as in vLLM's TextPrompt and TokensPrompt.
+KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+#: Prompts of one call.
+MOST = 2**40
 
 
 class LLM:
     """A model, loaded. ``options`` are those of Config (``max_model_len=...``); None or absent means auto.
 
-    Not for several threads at once; a server wants ``engine.build`` instead.
+    May be used by several threads; ``close`` it, use it in a ``with`` block, or let it go.
     """
 
     def __init__(self, model: str = "embedded", **options: Any):
         config = load(None, {"model": str(model), **options})
         with _loading() as progress:
-            self.engine = build(config, progress, InlineClient)
+            self.engine = build(config, progress)
         self._ids = count()
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
-        priority: Sequence[int] | None = None,
+        priority: Iterable[int] | None = None,
     ) -> list[RequestOutput]:
         """The completions of ``prompts``, in their order.
 
-        A prompt is a text, a list of token ids, or ``{"prompt": ...}`` / ``{"prompt_token_ids": ...}``.
-        ``sampling_params`` is one for all or one for each; None takes the model's defaults. ``use_tqdm`` shows progress
-        on a terminal.
+        A prompt is a text, a list of token ids, or ``{"prompt": ...}`` / ``{"prompt_token_ids": ...}``; it may have
+        a ``cache_salt``. ``sampling_params`` is one for all or one for each; None takes the model's defaults.
+        ``priority`` is one for each. ``use_tqdm`` shows progress on a terminal.
         Raises RequestError before anything runs when one of them is wrong, RequestFailed when one dies.
         """
-        listed = _listed(prompts)
-        params = self._params(sampling_params, len(listed))
-        ranks = list(priority) if priority is not None else [0] * len(listed)
-        if len(ranks) != len(listed):
-            raise RequestError(f"{len(listed)} prompts, but {len(ranks)} priorities", "priority")
-        jobs = [self._job(*each) for each in zip(listed, params, ranks, strict=True)]
-        with _generating(len(jobs), use_tqdm) as advance:
-            self._run(jobs, advance)
-        return [job.output() for job in jobs]
+        tables = [_table(prompt) for prompt in _listed(prompts)]
+        params = self._params(sampling_params, len(tables))
+        ranks = [0] * len(tables) if priority is None else listed("priority", priority, "integers", MOST)
+        if len(ranks) != len(tables):
+            raise RequestError(f"{len(tables)} prompts, but {len(ranks)} priorities", "priority")
+        admitted = self.engine.admission.admit([self._ask(*each) for each in zip(tables, params, ranks, strict=True)])
+        choices = [[Choice() for _ in each.requests] for each in admitted]
+        with _generating(len(admitted), use_tqdm) as advance, closing(self.engine.run(admitted)) as deltas:
+            left = [len(each) for each in choices]
+            for number, delta in deltas:
+                choices[number][delta.index].add(delta)
+                left[number] -= delta.finish_reason is not None
+                advance(int(delta.finish_reason is not None and not left[number]), len(delta.token_ids))
+        texts = [table.get("prompt") for table in tables]
+        return [_output(*each) for each in zip(texts, admitted, choices, strict=True)]
 
     def chat(
         self,
-        messages: Sequence[Any],
+        messages: Iterable[Any],
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
@@ -79,7 +86,9 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Like ``generate``, for one conversation (a list of messages) or a list of them."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        conversations = listed("messages", messages, "messages", MOST)
+        if conversations and isinstance(conversations[0], Mapping):
+            conversations = [conversations]
         prompts = [
             self.engine.encode_chat(
                 conversation,
@@ -110,131 +119,82 @@ class LLM:
         self.close()
 
     def _params(self, given: Params, number: int) -> list[SamplingParams]:
+        default = self.get_default_sampling_params()
         if given is None or isinstance(given, SamplingParams):
-            return [given or self.get_default_sampling_params()] * number
-        if len(given) != number:
-            raise RequestError(f"{number} prompts, but {len(given)} sampling params; give one, or one for each")
-        return list(given)
+            return [given or default] * number
+        found = listed("sampling_params", given, "SamplingParams", MOST)
+        each = [default if params is None else params for params in found]
+        if len(each) != number:
+            raise RequestError(f"{number} prompts, but {len(each)} sampling params; give one, or one for each")
+        return each
 
-    def _job(self, prompt: Prompt, params: SamplingParams, priority: int) -> _Job:
-        text, ids = _parts(prompt)
-        name = str(next(self._ids))
-        requests = self.engine.prepare(text if ids is None else ids, params, name, priority)  # type: ignore[arg-type]
-        return _Job(name, text, requests, self.engine.tokenizer, self.engine.clock.now())
-
-    def _run(self, jobs: Sequence[_Job], advance: Advance) -> None:
-        """Step the engine until all jobs are done; whatever stops it, nothing of them stays behind."""
-        engine = self.engine.client.engine
-        running: dict[str, _Job] = {}
-        waiting = deque((job, request) for job in jobs for request in job.requests)
-        try:
-            while waiting or running:
-                self._submit(waiting, running)
-                for update in engine.step():
-                    self._take(running, update, advance)
-        finally:
-            for id in running:
-                engine.abort(id)
-
-    def _submit(self, waiting: deque[tuple[_Job, Request]], running: dict[str, _Job]) -> None:
-        engine = self.engine.client.engine
-        while waiting:
-            job, request = waiting[0]
-            try:
-                engine.add(request)
-            except OverloadedError:
-                if not engine.has_work:
-                    raise
-                return
-            running[request.id] = job
-            waiting.popleft()
-
-    def _take(self, running: dict[str, _Job], update: Update, advance: Advance) -> None:
-        job = running[update.id]
-        if update.finish is FinishReason.ERROR:
-            del running[update.id]
-            raise RequestFailed(f"request {update.id} failed: {update.error}")
-        choice = job.push(update)
-        if choice.done:
-            del running[update.id]
-            if choice.stopped:
-                self.engine.client.engine.abort(update.id)
-            self.engine.finished(choice, job.reasons[choice.index], job.arrival)
-        advance(int(choice.done and job.done), len(update.tokens))
+    def _ask(self, table: Mapping[str, Any], params: SamplingParams, priority: int) -> Asked:
+        text, ids = table.get("prompt"), table.get("prompt_token_ids")
+        if isinstance(ids, str):
+            raise RequestError(f"'prompt_token_ids' must be token ids, got {shown(ids)}", "prompt_token_ids")
+        now, salt = self.engine.clock.now(), table.get("cache_salt")
+        return Asked(text if ids is None else ids, params, str(next(self._ids)), now, priority, salt)  # type: ignore[arg-type]
 
 
-class _Job:
-    """One prompt on its way: its choices, and what they said so far."""
-
-    def __init__(self, name: str, prompt: str | None, requests: list[Request], tokenizer: Tokenizer, arrival: float):
-        self.name = name
-        self.prompt = prompt
-        self.requests = requests
-        self.arrival = arrival
-        self.choices = [Transcript(request, tokenizer, index) for index, request in enumerate(requests)]
-        self.reasons = [""] * len(requests)
-        self._deltas: list[list[Delta]] = [[] for _ in requests]
-        self._by_id = {choice.request.id: choice for choice in self.choices}
-
-    def push(self, update: Update) -> Transcript:
-        choice = self._by_id[update.id]
-        delta = choice.push(update)
-        if delta is not None:
-            self._deltas[choice.index].append(delta)
-            self.reasons[choice.index] = delta.finish_reason or ""
-        return choice
-
-    @property
-    def done(self) -> bool:
-        return all(choice.done for choice in self.choices)
-
-    def output(self) -> RequestOutput:
-        first = self.choices[0]
-        prompt_logprobs = next((d.prompt_logprobs for d in self._deltas[0] if d.prompt_logprobs is not None), None)
-        return RequestOutput(
-            request_id=self.name,
-            prompt=self.prompt,
-            prompt_token_ids=list(first.request.tokens[: first.request.prompt_len]),
-            outputs=[_completion(index, deltas) for index, deltas in enumerate(self._deltas)],
-            finished=self.done,
-            prompt_logprobs=None if prompt_logprobs is None else list(prompt_logprobs),
-            num_cached_tokens=first.cached,
-            usage=[choice.usage for choice in self.choices],
-        )
+def _listed(prompts: Any) -> list[Any]:
+    """The prompts of a call: one alone (a text, a table, ids), or any iterable of them."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    found = listed("prompts", prompts, "prompts", MOST)
+    return [found] if found and all(isinstance(plain(item), int) for item in found) else found
 
 
-def _completion(index: int, deltas: Sequence[Delta]) -> Completion:
-    asked = deltas[-1].logprobs is not None
-    logprobs: list[TokenLogprob] = [entry for delta in deltas for entry in delta.logprobs or ()]
-    return Completion(
-        index=index,
-        text="".join(delta.text for delta in deltas),
-        token_ids=[id for delta in deltas for id in delta.token_ids],
-        cumulative_logprob=sum(entry.chosen.logprob for entry in logprobs) if asked else None,
-        logprobs=logprobs if asked else None,
-        finish_reason=deltas[-1].finish_reason,
-        stop_reason=deltas[-1].stop_reason,
+def _table(prompt: Any) -> Mapping[str, Any]:
+    """A prompt in its longest form; RequestError for what is none, or asks for more than is known here."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if not isinstance(prompt, Mapping):
+        return {"prompt_token_ids": prompt}
+    given = {key: value for key, value in prompt.items() if value is not None}
+    unknown = [str(key) for key in given if key not in KEYS]
+    if unknown:
+        raise RequestError(f"a prompt may have {', '.join(KEYS)}; {', '.join(unknown)} is not known here", unknown[0])
+    if "prompt" not in given and "prompt_token_ids" not in given:
+        raise RequestError(f"a prompt must have 'prompt' or 'prompt_token_ids', got {shown(prompt)}", "prompt")
+    check_text(given.get("prompt", ""), "prompt")
+    return given
+
+
+def _output(prompt: str | None, admitted: Admitted, choices: Sequence[Choice]) -> RequestOutput:
+    first, scored = choices[0], choices[0].prompt_logprobs
+    return RequestOutput(
+        request_id=admitted.id,
+        prompt=prompt,
+        prompt_token_ids=admitted.ids,
+        outputs=[_completion(index, choice, admitted.params) for index, choice in enumerate(choices)],
+        finished=all(choice.finish_reason is not None for choice in choices),
+        prompt_logprobs=None
+        if scored is None
+        else [None if entry is None else logprobs_by_id(entry) for entry in scored],
+        num_cached_tokens=first.usage.cached_tokens if first.usage else 0,
+        usage=[choice.usage for choice in choices if choice.usage],
+        metrics=_metrics(admitted.arrival, first),
     )
 
 
-def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+def _completion(index: int, choice: Choice, params: SamplingParams) -> Completion:
+    asked = params.logprobs is not None
+    return Completion(
+        index=index,
+        text="".join(choice.text),
+        token_ids=choice.token_ids,
+        cumulative_logprob=sum(entry.chosen.logprob for entry in choice.logprobs) if asked else None,
+        logprobs=[logprobs_by_id(entry) for entry in choice.logprobs] if asked else None,
+        finish_reason=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+    )
 
 
-def _parts(prompt: Prompt) -> tuple[str | None, list[int] | None]:
-    """The prompt's text and its ids, where given."""
-    if isinstance(prompt, str):
-        return prompt, None
-    if not isinstance(prompt, Mapping):
-        return None, list(prompt)
-    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-    if text is None and ids is None:
-        raise RequestError(f"a prompt must have 'prompt' or 'prompt_token_ids', got {sorted(prompt)}", "prompt")
-    return text, None if ids is None else list(ids)
+def _metrics(arrival: float, choice: Choice) -> RequestMetrics | None:
+    t = choice.timing
+    if t is None:
+        return None
+    return RequestMetrics(arrival, t.queued, t.scheduled, t.first_token, t.last_token, len(choice.token_ids))
 
 
 @contextmanager

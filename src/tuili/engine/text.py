@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -14,49 +17,50 @@ from tuili.base.config import Config
 from tuili.base.errors import OverloadedError, RequestError, RequestFailed, TuiliError
 from tuili.base.log import get
 from tuili.core.params import SamplingParams
-from tuili.core.request import FinishReason, Request, Update
+from tuili.core.request import FinishReason, Update
+from tuili.engine.admission import Admission, Admitted, Asked, Bounds
 from tuili.engine.chat import ChatTemplate, Messages, compiled
 from tuili.engine.client import EngineClient, Stream
 from tuili.engine.engine import Listener, Snapshot
 from tuili.engine.generation_config import GenerationDefaults
 from tuili.engine.outputs import Delta, Finished
-from tuili.engine.prepare import Limits, Seeds, engine_requests
-from tuili.engine.tokenizer import Tokenizer
-from tuili.engine.transcript import Transcript, transcripts
+from tuili.engine.tokenizer import LONG_TEXT, Tokenizer
+from tuili.engine.transcript import Transcript
 
 log = get(__name__)
-#: Prompts longer than this (characters) are tokenised in another thread, so that the others' streams go on.
-LONG_PROMPT = 20_000
+#: Prompt tokens times choices that are put into requests in a few milliseconds.
+MANY_TOKENS = 500_000
 
 
 class TextEngine:
     """What servers and commands talk to. ``config`` is resolved; ``templates`` finds the model's chat template (its
-    source) for requests with and without tools."""
+    source) for requests with and without tools. The engine is closed with its last user, or when the process ends."""
 
     def __init__(
         self,
         client: EngineClient,
         tokenizer: Tokenizer,
         config: Config,
-        limits: Limits,
+        bounds: Bounds,
         defaults: GenerationDefaults | None = None,
         templates: Callable[[bool], str | None] = lambda tools: None,
     ):
         self.client = client
         self.tokenizer = tokenizer
         self.config = config
-        self.limits = limits
+        self.bounds = bounds
+        self.admission = Admission(tokenizer, bounds, config.seed)
         self.defaults = defaults or GenerationDefaults()
         self.model_name = config.served_model_name or config.model
-        self.max_model_len = limits.max_model_len
-        self.eos_token_ids = limits.eos_token_ids
+        self.max_model_len = bounds.max_model_len
+        self.eos_token_ids = bounds.eos_token_ids
         self.sampling_defaults: dict[str, Any] = dict(self.defaults.values)
         self.sampling_sources: dict[str, str] = dict(self.defaults.sources)
-        self.clock: Clock = client.engine.clock
-        self.on_step: list[Listener] = client.engine.listeners
+        self.clock: Clock = client.clock
+        self.on_step: list[Listener] = client.listeners
         self.on_finish: list[Callable[[Finished], None]] = []
         self._templates = templates
-        self._seeds = Seeds(config.seed)
+        weakref.finalize(self, client.close)
 
     # ------------------------------------------------------------------------------------------------------ generation
 
@@ -68,6 +72,8 @@ class TextEngine:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
+        tenant: str = "",
+        session: str = "",
         arrival: float | None = None,
         add_special_tokens: bool = True,
     ) -> AsyncIterator[Delta]:
@@ -77,82 +83,53 @@ class TextEngine:
         Closing the iterator (or cancelling its consumer) aborts what still runs.
         """
         arrival = self.clock.now() if arrival is None else arrival
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT:
-            prompt = await asyncio.to_thread(self.tokenizer.encode, prompt, add_special_tokens)
-        requests = self.prepare(prompt, params, request_id, priority, cache_salt, add_special_tokens)
-        choices = transcripts(requests, self.tokenizer)
-        stream = self.client.generate(requests)
-        left = FinishReason.ABORT
-        try:
+        asked = Asked(prompt, params, request_id, arrival, priority, cache_salt or None, tenant, session)
+        admitted = await self.admit([asked], add_special_tokens)
+        async with aclosing(self.stream(admitted)) as deltas:
+            async for _, delta in deltas:
+                yield delta
+
+    async def admit(self, asked: Sequence[Asked], add_special_tokens: bool = True) -> list[Admitted]:
+        """What ``Admission.admit`` says; what takes long does not stop the loop."""
+        characters = sum(len(each.prompt) for each in asked if isinstance(each.prompt, str))
+        tokens = sum(len(each.prompt) * each.params.n for each in asked)
+        if characters <= LONG_TEXT and tokens <= MANY_TOKENS:
+            return self.admission.admit(asked, add_special_tokens)
+        return await asyncio.to_thread(self.admission.admit, asked, add_special_tokens)
+
+    async def encode(
+        self, texts: Sequence[str], add_special_tokens: bool = True, param: str = "prompt", fits: bool = True
+    ) -> list[list[int]]:
+        """What ``Admission.encode`` says; long texts do not stop the loop."""
+        if sum(map(len, texts)) <= LONG_TEXT:
+            return self.admission.encode(texts, add_special_tokens, param, fits)
+        return await asyncio.to_thread(self.admission.encode, texts, add_special_tokens, param, fits)
+
+    async def stream(self, admitted: Sequence[Admitted]) -> AsyncGenerator[tuple[int, Delta], None]:
+        """The deltas of all that one call asks for, each with its place in ``admitted``. All are accepted, or none."""
+        stream = self.client.generate([])
+        with Reading(self, stream) as reading:
+            reading.add(admitted)
             async for update in stream:
-                delta = self._read(update, choices[update.id], stream, arrival)
-                if delta is not None:
-                    yield delta
-        except (RequestError, OverloadedError):  # none was accepted
-            choices.clear()
-            raise
-        except TuiliError:
-            left = FinishReason.ERROR
-            raise
-        except Exception as error:
-            left = FinishReason.ERROR
-            log.exception("request %s failed outside of the engine", request_id)
-            raise RequestFailed(f"request {request_id} failed: {type(error).__name__}: {error}") from error
-        finally:
-            stream.close()
-            for choice in choices.values():
-                if not choice.done:
-                    self.finished(choice, left, arrival)
+                if (found := reading.read(update)) is not None:
+                    yield found
 
-    def _read(self, update: Update, choice: Transcript, stream: Stream, arrival: float) -> Delta | None:
-        if update.finish is FinishReason.ERROR:
-            raise RequestFailed(f"request {update.id} failed: {update.error}")
-        delta = choice.push(update)
-        if choice.stopped:
-            stream.abort(update.id)
-        if delta is not None and delta.finish_reason is not None:
-            self.finished(choice, delta.finish_reason, arrival)
-        return delta
-
-    def prepare(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams,
-        request_id: str,
-        priority: int = 0,
-        cache_salt: str = "",
-        add_special_tokens: bool = True,
-    ) -> list[Request]:
-        """The engine requests of one call, checked and complete. RequestError names the field that is wrong."""
-        tokens = self.tokenizer.encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt
-        return engine_requests(
-            request_id,
-            tokens,
-            params,
-            limits=self.limits,
-            tokenizer=self.tokenizer,
-            seeds=self._seeds,
-            priority=priority,
-            salt=cache_salt,
-        )
-
-    def finished(self, choice: Transcript, reason: str, arrival: float) -> None:
-        """Tell ``on_finish`` that an engine request ended."""
-        record = Finished(
-            choice.request.id,
-            choice.request.params,
-            choice.usage,
-            str(reason),
-            arrival,
-            self.clock.now(),
-            replace(choice.timing),
-            choice.request.preemptions,
-        )
-        for listener in self.on_finish:
-            try:
-                listener(record)
-            except Exception:  # a broken metric must not end anyone's request
-                log.exception("a listener failed for request %s", record.id)
+    def run(self, admitted: Sequence[Admitted]) -> Generator[tuple[int, Delta], None, None]:
+        """As ``stream``, for a thread that waits. No more is asked of the engine at a time than it may queue, so that
+        any number gets done. Close the iterator to abort what still runs."""
+        waiting, most = deque(admitted), self.bounds.max_requests
+        stream = self.client.read()
+        with Reading(self, stream) as reading:
+            while waiting or stream.num_open:
+                batch: list[Admitted] = []
+                room = sum(len(each.requests) for each in waiting) if most is None else most - stream.num_open
+                while waiting and (room := room - len(waiting[0].requests)) >= 0:
+                    batch.append(waiting.popleft())
+                if batch:
+                    reading.add(batch)
+                update = next(stream, None)
+                if update is not None and (found := reading.read(update)) is not None:
+                    yield found
 
     def default_params(self, **given: Any) -> SamplingParams:
         """The model's defaults, overridden by what is given and not None."""
@@ -171,10 +148,12 @@ class TextEngine:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         kwargs: Mapping[str, Any] | None = None,
+        fits: bool = True,
     ) -> list[int]:
         """Messages to token ids by ``chat_template`` (text) or the model's own.
 
-        RequestError when there is none, or when it does not take these messages.
+        RequestError when there is none, when it does not take these messages, or when the result is longer than the
+        context; ``fits`` False lets it be.
         """
         text = self._template(chat_template, bool(tools)).render(
             messages,
@@ -185,7 +164,7 @@ class TextEngine:
             special_tokens=self.tokenizer.special_tokens,
             kwargs=kwargs,
         )
-        return self.tokenizer.encode(text, add_special_tokens)
+        return self.admission.encode([text], add_special_tokens, "messages", fits)[0]
 
     def _template(self, given: str | None, tools: bool) -> ChatTemplate:
         source = given if given is not None else self._templates(tools)
@@ -204,12 +183,84 @@ class TextEngine:
     # ------------------------------------------------------------------------------------------------------- the engine
 
     def snapshot(self) -> Snapshot:
-        return self.client.engine.snapshot()
+        return self.client.snapshot()
 
     def healthy(self) -> bool:
         """False once the engine is dead or closed: every request from then on raises EngineDead."""
-        return self.client.engine.dead is None
+        return self.client.healthy()
 
     def close(self) -> None:
         """Stop the engine and free its memory; what still runs ends in EngineClosed. Safe to call twice."""
         self.client.close()
+
+
+class Reading:
+    """One call being read: updates of its requests become deltas; each request leaves one record when it ends.
+
+    Leaving the block aborts what still runs. An exception that is no TuiliError becomes RequestFailed.
+    """
+
+    def __init__(self, text: TextEngine, stream: Stream):
+        self._text = text
+        self._stream = stream
+        self._count = 0
+        self._open: dict[str, tuple[int, Admitted, Transcript]] = {}
+        self._begun = False
+
+    def add(self, admitted: Sequence[Admitted]) -> None:
+        for number, each in enumerate(admitted, self._count):
+            for index, request in enumerate(each.requests):
+                self._open[request.id] = number, each, Transcript(request, self._text.tokenizer, index)
+        self._count += len(admitted)
+        self._stream.add([request for each in admitted for request in each.requests])
+
+    def read(self, update: Update) -> tuple[int, Delta] | None:
+        """The delta of an update and its place in the call, or None while there is nothing to tell."""
+        if update.finish is FinishReason.ERROR:
+            raise RequestFailed(f"request {update.id} failed: {update.error}")
+        self._begun = True
+        number, _, choice = self._open[update.id]
+        delta = choice.push(update)
+        if choice.stopped:
+            self._stream.abort(update.id)
+        if delta is None:
+            return None
+        if delta.finish_reason is not None:
+            self._finish(update.id, delta.finish_reason)
+        return number, delta
+
+    def _finish(self, id: str, reason: str) -> None:
+        _, admitted, choice = self._open.pop(id)
+        request = choice.request
+        record = Finished(
+            id,
+            request.params,
+            choice.usage,
+            str(reason),
+            admitted.arrival,
+            self._text.clock.now(),
+            replace(choice.timing),
+            choice.preemptions,
+            request.tenant,
+            request.session,
+        )
+        for listener in self._text.on_finish:
+            try:
+                listener(record)
+            except Exception:  # a broken metric must not end anyone's request
+                log.exception("a listener failed for request %s", record.id)
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._stream.close()
+        if isinstance(error, (RequestError, OverloadedError)) and not self._begun:  # none was accepted
+            return
+        reason = FinishReason.ERROR if isinstance(error, Exception) else FinishReason.ABORT
+        name = next(iter(self._open), "")
+        for id in list(self._open):
+            self._finish(id, reason)
+        if isinstance(error, Exception) and not isinstance(error, TuiliError):
+            log.error("request %s failed outside of the engine", name, exc_info=error)
+            raise RequestFailed(f"request {name} failed: {type(error).__name__}: {error}") from error

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from tuili.base.errors import ModelError
+from tuili.engine.added_tokens import WHERE, add_missing, special_texts, special_tokens
 from tuili.engine.pieces import Pieces, compile_decoder
+from tuili.models.fields import Fields, shown
+from tuili.models.read import read_json, read_text
 
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+#: Characters that are tokenized in 2.5 ms or so.
+LONG_TEXT = 4000
+#: Bytes of tokenizer.json, and of merges.txt. The largest known have 33 and 2 million.
+MOST_TOKENIZER, MOST_MERGES = 1 << 29, 64 << 20
 #: How Qwen2 cuts text before BPE, for directories that hold vocab.json and merges.txt only.
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,6 +41,8 @@ class Tokenizer:
         self.backend = backend
         self.config = config or {}
         self.special_tokens = special_tokens(self.config)
+        fields = Fields(self.config, WHERE)
+        self._bos_wanted = None if self.config.get("add_bos_token") is None else fields.flag("add_bos_token")
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.bos = self._id("bos_token")
         self.eos = self._id("eos_token")
@@ -44,19 +52,34 @@ class Tokenizer:
     def open(cls, directory: str | Path) -> Tokenizer:
         """Of a checkpoint directory. ModelError when there is none, or it is damaged."""
         folder = Path(directory)
-        config = _json(folder / "tokenizer_config.json")
-        for role, token in _json(folder / "special_tokens_map.json").items():
+        config = read_json(folder / "tokenizer_config.json", optional=True)
+        for role, token in read_json(folder / "special_tokens_map.json", optional=True).items():
             config.setdefault(role, token)
-        return cls(_backend(folder, config), config)
+        backend = _backend(folder, config)
+        add_missing(backend, folder, config)
+        return cls(backend, config)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that ``skip_special_tokens`` leaves out of a text."""
-        return frozenset(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)
+        """Ids that ``skip_special_tokens`` leaves out of a text: what is special by its flag, or by its name."""
+        flagged = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        named = {self.backend.token_to_id(text) for text in special_texts(self.config)}
+        return frozenset(flagged | {id for id in named if id is not None})
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        wanted = self.config.get("add_bos_token")
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """The ids of each text. More than ``LONG_TEXT`` characters free the GIL, so that other threads go on."""
+        if sum(map(len, texts)) > LONG_TEXT:
+            found = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        else:
+            found = [self.backend.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+        return [self._opened(one.ids, text, add_special_tokens) for one, text in zip(found, texts, strict=True)]
+
+    def _opened(self, ids: list[int], text: str, add_special_tokens: bool) -> list[int]:
+        """``ids`` with or without the token that begins a text, as ``add_bos_token`` has it."""
+        wanted = self._bos_wanted
         if not add_special_tokens or wanted is None or self.bos is None:
             return ids
         starts = bool(ids) and ids[0] == self.bos
@@ -105,33 +128,18 @@ def utf8() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")
 
 
-def special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Roles to strings; a token may be written as a string or as ``{"content": ...}``."""
-    written = {role: config[role] for role in ROLES if config.get(role)}
-    return {role: token["content"] if isinstance(token, dict) else token for role, token in written.items()}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
 def _backend(folder: Path, config: dict[str, Any]) -> Backend:
-    file = folder / "tokenizer.json"
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    file, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
     try:
-        if file.exists():
+        if file.is_file():
+            if file.stat().st_size > MOST_TOKENIZER:
+                raise ModelError(f"{file} has {file.stat().st_size} bytes, and at most {MOST_TOKENIZER} are read")
             return Backend.from_file(str(file))
-        if vocab.exists() and merges.exists():
+        if vocab.is_file() and merges.is_file():
             return _byte_level_bpe(vocab, merges, config)
-    except Exception as error:  # the library raises plain Exception for a damaged file
+    except (ModelError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception for a damaged file, or panics
         raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
     raise ModelError(
         f"{folder} has no tokenizer.json, nor vocab.json and merges.txt. Copy the tokenizer's files next to "
@@ -141,29 +149,64 @@ def _backend(folder: Path, config: dict[str, Any]) -> Backend:
 
 
 def _byte_level_bpe(vocab: Path, merges: Path, config: dict[str, Any]) -> Backend:
-    """GPT-2's scheme, or Qwen2's where tokenizer_config.json names it."""
-    backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
+    """GPT-2's scheme or Qwen2's, whichever tokenizer_config.json or config.json names."""
+    words = _vocabulary(vocab)
+    backend = Backend(models.BPE(words, list(_merges(merges, words))))
     backend.decoder = decoders.ByteLevel()
-    if str(config.get("tokenizer_class", "")).startswith("Qwen2"):
-        from tokenizers import Regex
-
+    spaced = Fields(config, WHERE).flag("add_prefix_space")
+    if _cuts_like_qwen(vocab.parent, config):
         backend.normalizer = normalizers.NFC()
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+                pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False),
             ]
         )
     else:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
-    backend.add_tokens(list(_added(config)))
-    specials = special_tokens(config) or {"eos_token": "<|endoftext|>"}
-    backend.add_special_tokens([token for token in specials.values() if backend.token_to_id(token) is not None])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    if not special_tokens(config) and "<|endoftext|>" in words:
+        backend.add_special_tokens(["<|endoftext|>"])
     return backend
 
 
-def _added(config: dict[str, Any]) -> Iterable[AddedToken]:
-    """The added tokens of tokenizer_config.json, in the order of their ids."""
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    for _, token in sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
-        yield AddedToken(token["content"], **{flag: bool(token[flag]) for flag in flags if flag in token})
+#: Classes of tokenizers that say nothing of how text is cut, and the beginnings of those that cut as GPT-2 does.
+SAYS_NOTHING = ("", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend")
+LIKE_GPT2 = ("GPT2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer", "RobertaTokenizer")
+
+
+def _cuts_like_qwen(folder: Path, config: dict[str, Any]) -> bool:
+    """By the tokenizer's class; where that says nothing, by the model's type. ModelError for other classes."""
+    kind = Fields(config, WHERE).text("tokenizer_class", "")
+    if kind in SAYS_NOTHING:
+        model = read_json(folder / "config.json", optional=True).get("model_type")
+        return isinstance(model, str) and model.startswith(("qwen2", "qwen3"))
+    if not kind.startswith(("Qwen2Tokenizer", "Qwen3Tokenizer", *LIKE_GPT2)):
+        raise ModelError(
+            f"{folder}: tokenizer_class={shown(kind)} with vocab.json and merges.txt is not supported; write "
+            "tokenizer.json once with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
+        )
+    return kind.startswith("Qwen")
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    words = read_json(path)
+    wrong = next((word for word, id in words.items() if type(id) is not int or not 0 <= id < 1 << 31), None)
+    if wrong is not None:
+        raise ModelError(f"{path}: the id of {shown(wrong)} is {shown(words[wrong])}, and no token id")
+    if "<0x0A>" in words:
+        raise ModelError(f"{path} is a vocabulary of SentencePiece's kind, which needs tokenizer.json")
+    return words
+
+
+def _merges(path: Path, words: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """The pairs of merges.txt. ModelError for a line that is none, or makes what the vocabulary lacks."""
+    for number, line in enumerate(read_text(path, MOST_MERGES).split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        left, space, right = line.partition(" ")
+        if not space or any(part not in words for part in (left, right, left + right)):
+            raise ModelError(
+                f"{path}, line {number}: {shown(line)} does not merge two tokens of vocab.json into a third"
+            )
+        yield left, right

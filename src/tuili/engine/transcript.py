@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from tuili.core.plan import TopLogprobs
 from tuili.core.request import FinishReason, Request, Update
@@ -24,8 +24,8 @@ class Transcript:
         self.done = False
         self.stopped = False
         self.completion_tokens = 0
-        self.cached = 0
         #: As of the last update.
+        self.cached = self.preemptions = 0
         self.timing = request.timing
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(
@@ -44,7 +44,7 @@ class Transcript:
         return Usage(self.request.prompt_len, self.completion_tokens, self.cached)
 
     def push(self, update: Update) -> Delta | None:
-        self.cached = update.cached
+        self.cached, self.preemptions = update.cached, update.preemptions
         self.timing = update.timing or self.timing
         if self._prompt_logprobs is not None:
             self._prompt_logprobs += [self._logprob(entry) for entry in update.prompt_logprobs]
@@ -65,6 +65,7 @@ class Transcript:
             finish_reason=None if finish is None else str(finish),
             stop_reason=self._stops.match if self.stopped else update.stop_reason,
             usage=self.usage if self.done else None,
+            timing=replace(self.timing) if self.done else None,
         )
 
     def _read(self, update: Update) -> tuple[str, int]:
@@ -105,8 +106,3 @@ class Transcript:
 
     def _text(self, id: int, logprob: float) -> TokenText:
         return TokenText(id, logprob, self._tokenizer.token_text(id), self._tokenizer.token_bytes(id))
-
-
-def transcripts(requests: Sequence[Request], tokenizer: Tokenizer) -> dict[str, Transcript]:
-    """By request id: the choices of one call, in order."""
-    return {request.id: Transcript(request, tokenizer, index) for index, request in enumerate(requests)}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tuili.layers.decoder import Decoder
+from tuili.layers.decoder import Block, Decoder
 from tuili.layers.linear import Matrix
 from tuili.ops.compiled import Traced
 from tuili.ops.kernels import Kernels
@@ -22,6 +22,12 @@ from tuili.ops.kernels import Kernels
 #: Numbers of rows to compile for: one is special to torch, the other stands for all others, whose loops are laid out
 #: as it wants them.
 ROWS = (64, 1)
+
+
+def _compile(kind: type[Block]) -> dict[str, Callable[..., Any]]:
+    """What a block does before and after attention, compiled once for all blocks of its kind."""
+    parts: dict[str, Callable[..., Any]] = {"before": kind.before, "after": kind.after}
+    return {name: torch.compile(part, fullgraph=True) for name, part in parts.items()}
 
 
 class Compiled:
@@ -34,21 +40,20 @@ class Compiled:
         began = time.perf_counter()
         self.model = model
         self._traced = Traced(model.kernels)
-        parts: dict[str, Callable[..., Any]] = {"before": model.block.before, "after": model.block.after}
-        self._parts = {name: torch.compile(part, fullgraph=True) for name, part in parts.items()}
+        self._parts = {kind: _compile(kind) for kind in dict.fromkeys(map(type, model.blocks))}
         self.on()
         for rows in ROWS:
             _warm_up(model, rows)
         self.seconds = time.perf_counter() - began
 
     def on(self) -> None:
-        for layer in self.model.layers:
-            vars(layer).update({name: MethodType(part, layer) for name, part in self._parts.items()})
+        for layer in self.model.blocks:
+            vars(layer).update({name: MethodType(part, layer) for name, part in self._parts[type(layer)].items()})
         self._compute_with(self._traced)
 
     def off(self) -> None:
-        for layer in self.model.layers:
-            for name in self._parts:
+        for layer in self.model.blocks:
+            for name in self._parts[type(layer)]:
                 vars(layer).pop(name, None)
         self._compute_with(self.model.kernels)
 

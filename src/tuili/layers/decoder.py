@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -47,13 +48,13 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """``embed``, ``forward`` and ``logits`` of DESIGN.md 5's Model. Everything in it computes with its ``kernels``."""
 
-    block: type[Block] = Block
-
-    def __init__(self, spec: ModelSpec, build: Build = REFERENCES):
+    def __init__(
+        self, spec: ModelSpec, build: Build = REFERENCES, block: Callable[[ModelSpec, int, Build], Block] = Block
+    ):
         super().__init__()
         self.spec, self.kernels = spec, build.kernels
         self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embed_scale, build)
-        self.layers = nn.ModuleList(self.block(spec, i, build) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(block(spec, i, build) for i in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps, spec.norm_offset, build)
         self.head = None if spec.tied else Linear(spec.hidden_size, (spec.vocab_size,), False, build)
         self.rope: Rope | None = None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tuili.base.errors import ConfigError, ModelError
 from tuili.base.registry import Registry
 from tuili.layers.spec import ModelSpec
 from tuili.models.names import Names
+
+if TYPE_CHECKING:
+    from tuili.layers.build import Build
+    from tuili.layers.decoder import Block, Decoder
 
 
 class Family(ABC):
@@ -27,9 +31,24 @@ class Family(ABC):
     def parse(config: dict[str, Any]) -> ModelSpec:
         """The decoder that ``config`` (config.json) describes. Raises ModelError naming key and value."""
 
+    @staticmethod
+    def block(spec: ModelSpec, layer: int, build: Build) -> Block:
+        """The block of one layer. A family with another structure gives a subclass of ``layers.decoder.Block``."""
+        from tuili.layers.decoder import Block
+
+        return Block(spec, layer, build)
+
 
 #: By the names in config.json's ``architectures``.
 families: Registry[type[Family]] = Registry("model architecture", "tuili.models")
+
+
+def make_decoder(spec: ModelSpec, build: Build | None = None) -> Decoder:
+    """The decoder of ``spec``, of its family's blocks, with weights that mean nothing yet."""
+    from tuili.layers.build import REFERENCES
+    from tuili.layers.decoder import Decoder
+
+    return Decoder(spec, build or REFERENCES, families.get(spec.family).block)
 
 
 def family_of(config: Mapping[str, Any]) -> type[Family]:

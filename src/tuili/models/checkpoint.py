@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,8 +14,11 @@ from tuili.base.log import get
 from tuili.layers.spec import ModelSpec
 from tuili.models import Family, family_of
 from tuili.models.fields import Fields
+from tuili.models.names import EMBEDDING, HEAD
 from tuili.models.quantized import layouts_of, spec_of
 from tuili.models.quantized.layout import Layout
+from tuili.models.read import read_json
+from tuili.models.shards import has_another_head
 
 log = get(__name__)
 
@@ -24,8 +26,11 @@ log = get(__name__)
 EMBEDDED = {"embedded": "embedded/target", "embedded-draft": "embedded/draft"}
 #: What is worth fetching from the hub: weights, tokenizer, settings. No pickles, no code.
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-#: Other layouts of the same weights.
-HUB_SKIP = ["*/*", "consolidated*.safetensors"]
+#: The one folder that counts: chat templates by name.
+TEMPLATES = "additional_chat_templates"
+#: Other layouts of the same weights. Patterns know no "other than": every folder that differs in one of its letters.
+HUB_SKIP = [f"{TEMPLATES[:i]}[!{letter}]*/*" for i, letter in enumerate(TEMPLATES)]
+HUB_SKIP += [f"{TEMPLATES[:i]}/*" for i in range(1, len(TEMPLATES))] + [f"{TEMPLATES}?*/*", "consolidated*.safetensors"]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -44,16 +49,28 @@ class Checkpoint:
         return family_of(self.config)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """``config``, corrected where the files hold a head of their own, which it calls tied: as in transformers."""
+        if not self.family.parse(self.config).tied or not has_another_head(self.path, self.family.prefixes):
+            return self.config
+        log.warning(
+            "%s: config.json says tie_word_embeddings, but the files hold an %s.weight other than %s.weight: the head "
+            "is used as it is stored (tie_word_embeddings=false says so)",
+            *(self.path, HEAD, EMBEDDING),
+        )
+        return self.config | {"tie_word_embeddings": False}
+
+    @cached_property
     def spec(self) -> ModelSpec:
         """The model's shape. End-of-text ids are generation_config.json's where it has some, as in transformers."""
-        spec = spec_of(self.config)
+        spec = spec_of(self.settings)
         ends = Fields(self.generation_config, "generation_config.json").token_ids("eos_token_id")
         return replace(spec, eos_token_ids=ends) if ends else spec
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
         """How the files hold the matrices that are quantized already, by their modules' names."""
-        return layouts_of(self.config, self.family, self.spec)
+        return layouts_of(self.settings, self.family, self.spec)
 
     def file(self, name: str) -> Path | None:
         """The path of ``name`` in the checkpoint, or None where it has no such file."""
@@ -71,24 +88,33 @@ def open_checkpoint(name_or_dir: str | Path, revision: str | None = None) -> Che
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise ModelError(f"{path} has no config.json (found: {found}); give the directory of a Hugging Face checkpoint")
-    config = read_json(path / "config.json")
+    config = read_config(path / "config.json")
     if config.get("auto_map"):
         log.info("%s: auto_map names Python code in the checkpoint; it is ignored, Tuili never runs it", path)
     return Checkpoint(
         str(name_or_dir),
         path,
-        _older_settings(path) | config,
+        config,
         read_json(path / "generation_config.json", optional=True),
         read_json(path / "tokenizer_config.json", optional=True),
     )
 
 
-def _older_settings(path: Path) -> dict[str, Any]:
-    """``quantization_config`` of tools that wrote a file of its own."""
-    for method, file in (("gptq", "quantize_config.json"), ("awq", "quant_config.json")):
-        if settings := read_json(path / file, optional=True):
-            return {"quantization_config": {"quant_method": method} | settings}
-    return {}
+#: Files in which tools wrote a ``quantization_config`` of their own, and the method it is of.
+QUANTIZED_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json at ``path``, with the ``quantization_config`` of a file beside it where it has none itself."""
+    config = read_json(path)
+    if config.get("quantization_config") is not None:
+        return config
+    for name, method in QUANTIZED_BESIDE.items():
+        if settings := read_json(path.with_name(name), optional=True):
+            if method == "modelopt":
+                settings = Fields(settings, name).table("quantization")
+            return config | {"quantization_config": {"quant_method": method} | settings}
+    return config
 
 
 def locate(name: str, revision: str | None = None) -> Path:
@@ -126,16 +152,3 @@ def _from_hub(name: str, revision: str | None) -> Path:
             "which needs no network."
         ) from error
     return Path(found)
-
-
-def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in ``path``; ``{}`` where it may be and is missing. ModelError with the place of the fault."""
-    if optional and not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}; download or write it again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tuili.base.errors import ModelError, nearest
@@ -17,6 +17,26 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 DTYPES = ("float32", "bfloat16", "float16")
+#: No model comes near these, and none may be taken apart whose shapes would never end or fit a 64-bit size.
+MOST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 2048,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 12,
+}
+MOST_INTEGER, MOST_NUMBER = (1 << 31) - 1, 1e12
+#: Entries of a list of names, and of token ids.
+MOST_NAMES, MOST_IDS = 20_000, 256
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message: what a file says may be long, or nested deeply."""
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 120
+    return brief.repr(value)
 
 
 class Fields:
@@ -34,7 +54,7 @@ class Fields:
 
     def wrong(self, key: str, expected: str) -> ModelError:
         """The error to raise when ``key``'s value is not ``expected``."""
-        return ModelError(f"{self.where}: {key}={self.config.get(key)!r} is not supported: expected {expected}")
+        return ModelError(f"{self.where}: {key}={shown(self.config.get(key))} is not supported: expected {expected}")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.config.get(key)
@@ -43,18 +63,19 @@ class Fields:
             raise ModelError(f"{self.where} has no {key!r}; the checkpoint is incomplete or of another family")
         return value
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self._get(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.wrong(key, "a whole number of at least 1")
+        most = MOST.get(key, MOST_INTEGER)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(key, f"a whole number of at least {least} and at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.wrong(key, "a number above 0")
+        if not _positive(value):
+            raise self.wrong(key, f"a number above 0, and at most {MOST_NUMBER:g}")
         return float(value)
 
     def maybe(self, key: str, default: float | None = None) -> float | None:
@@ -62,6 +83,28 @@ class Fields:
         if key in self.config and self.config[key] is None:
             return None
         return default if key not in self.config else self.number(key)
+
+    def maybe_integer(self, key: str, default: int | None = None) -> int | None:
+        """As ``maybe``, a whole number."""
+        if key in self.config and self.config[key] is None:
+            return None
+        return default if key not in self.config else self.integer(key)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "a name")
+        return value
+
+    def choice(self, key: str, known: Collection[str], default: str | None = None) -> str:
+        """One of the names ``known``."""
+        return self._known(key, self._get(key, default), known)
+
+    def _known(self, key: str, value: Any, known: Collection[str]) -> str:
+        if not isinstance(value, str) or value not in known:
+            near = nearest(value[:80] if isinstance(value, str) else "", known)
+            raise ModelError(f"{self.where}: {key}={shown(value)} is not supported.{near}")
+        return value
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self._get(key, default)
@@ -75,6 +118,12 @@ class Fields:
             raise self.wrong(key, "a table")
         return value
 
+    def inside(self, key: str) -> Fields:
+        """The table under ``key``, to be read in its turn; an empty one where there is none."""
+        return Fields(
+            self.table(key), f"{self.where}: {key}" if self.where.endswith(".json") else f"{self.where}.{key}"
+        )
+
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         value = self._get(key, None)
         if not isinstance(value, list) or len(value) != count or not all(_positive(v) for v in value):
@@ -87,37 +136,32 @@ class Fields:
         value = [] if value is None else value
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise self.wrong(key, "a list of names")
+        if len(value) > MOST_NAMES:
+            raise ModelError(f"{self.where}: {key} has {len(value)} names, and at most {MOST_NAMES} are read")
         return value
 
-    def activation(self, *keys: str, default: str = "silu") -> str:
-        """The activation under the first of ``keys`` that is there, in ``ops.gated``'s words."""
-        key = next((k for k in keys if self.config.get(k) is not None), keys[0])
-        value = self._get(key, default)
-        if value not in ACTIVATIONS:
-            raise ModelError(f"{self.where}: {key}={value!r} is not supported.{nearest(str(value), ACTIVATIONS)}")
-        return ACTIVATIONS[value]
+    def activation(self, key: str, default: str = "silu") -> str:
+        """The activation under ``key``, in ``ops.gated``'s words."""
+        return ACTIVATIONS[self._known(key, self._get(key, default), ACTIVATIONS)]
 
     def dtype(self) -> str:
         """The checkpoint's own dtype: ``dtype`` since transformers 5, ``torch_dtype`` before; float32 where absent."""
         key = "dtype" if self.config.get("dtype") is not None else "torch_dtype"
-        value = str(self._get(key, "float32")).removeprefix("torch.")
-        if value not in DTYPES:
-            raise ModelError(f"{self.where}: {key}={value!r} is not supported.{nearest(value, DTYPES)}")
-        return value
+        return self._known(key, self.text(key, "float32").removeprefix("torch."), DTYPES)
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """One id, a list of ids, or nothing."""
         value = self.config.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise self.wrong(key, "a token id or a list of token ids")
+        if len(ids) > MOST_IDS or not all(type(i) is int and 0 <= i <= MOST_INTEGER for i in ids):
+            raise self.wrong(key, f"a token id or a list of at most {MOST_IDS} token ids")
         return tuple(ids)
 
     def refuse(self, key: str, why: str) -> None:
         """ModelError when ``key`` is set: half a feature would give wrong text in silence."""
         if self.config.get(key):
-            raise ModelError(f"{self.where}: {key}={self.config[key]!r} is not supported: {why}")
+            raise ModelError(f"{self.where}: {key}={shown(self.config[key])} is not supported: {why}")
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and 0 < value <= MOST_NUMBER

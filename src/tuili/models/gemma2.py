@@ -27,7 +27,8 @@ class Gemma2(Family):
         return decoder(
             fields,
             "Gemma2ForCausalLM",
-            activation=fields.activation("hidden_activation", "hidden_act", default="gelu_pytorch_tanh"),
+            # Not hidden_act: early files say "gelu" there by mistake, and mean the formula with tanh.
+            activation=fields.activation("hidden_activation", default="gelu_pytorch_tanh"),
             qkv_bias=bias,
             out_bias=bias,
             norm_offset=1.0,
@@ -36,5 +37,5 @@ class Gemma2(Family):
             attention_scale=fields.number("query_pre_attn_scalar", 256) ** -0.5,
             attention_softcap=fields.maybe("attn_logit_softcapping", 50.0),
             logit_softcap=fields.maybe("final_logit_softcapping", 30.0),
-            windows=windows(fields, fields.maybe("sliding_window", 4096), kinds),
+            windows=windows(fields, fields.maybe_integer("sliding_window", 4096), kinds),
         )

@@ -51,14 +51,14 @@ class Gemma3(Family):
             embed_scale=fields.integer("hidden_size") ** 0.5,
             attention_scale=fields.number("query_pre_attn_scalar", 256) ** -0.5,
             logit_softcap=fields.maybe("final_logit_softcapping"),
-            windows=windows(fields, fields.maybe("sliding_window", 4096), _kinds(fields)),
+            windows=windows(fields, fields.maybe_integer("sliding_window", 4096), _kinds(fields)),
         )
 
 
 def _local_rope(fields: Fields) -> dict[str, Any]:
     """Windowed layers rotate with their own base and are never stretched."""
-    if SLIDING in fields.table("rope_parameters"):
-        return layer_rope(fields, SLIDING)
+    if {FULL, SLIDING} & fields.table("rope_parameters").keys():
+        return layer_rope(fields, SLIDING, base="rope_local_base_freq")
     return {"rope_theta": fields.number("rope_local_base_freq", 10_000.0)}
 
 

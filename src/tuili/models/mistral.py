@@ -19,6 +19,6 @@ class Mistral(Family):
     def parse(config: dict[str, Any]) -> ModelSpec:
         fields = Fields(config)
         # A window of null means none (v0.2 and later); a file that says nothing means the first release's 4096.
-        window = fields.maybe("sliding_window", 4096)
+        window = fields.maybe_integer("sliding_window", 4096)
         kinds = [SLIDING] * fields.integer("num_hidden_layers")
         return decoder(fields, "MistralForCausalLM", windows=windows(fields, window, kinds))

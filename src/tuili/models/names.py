@@ -1,4 +1,6 @@
-"""Weight names as tables: a checkpoint's module name to ours. ``{}`` stands for the layer's number; no torch.
+"""Weight names as tables: a checkpoint's module name to ours. No torch.
+
+``{layer}`` stands for the layer's number, ``{expert}`` for that of one of a layer's experts.
 
 A value is our module, or ``(module, part)`` where the checkpoint's tensor is the ``part``-th of the projections that we
 fuse into one weight. ``.weight`` and ``.bias`` are added where our module has them.
@@ -6,47 +8,62 @@ fuse into one weight. ``.weight`` and ``.bias`` are added where our module has t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 Names = dict[str, str | tuple[str, int]]
 
+#: What every checkpoint calls its tables between tokens and vectors.
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 ENDS: Names = {
-    "model.embed_tokens": "embedding",
+    EMBEDDING: "embedding",
     "model.norm": "norm",
-    "lm_head": "head",
+    HEAD: "head",
 }
 SPLIT_QKV: Names = {
-    "model.layers.{}.self_attn.q_proj": ("layers.{}.attention.qkv_proj", 0),
-    "model.layers.{}.self_attn.k_proj": ("layers.{}.attention.qkv_proj", 1),
-    "model.layers.{}.self_attn.v_proj": ("layers.{}.attention.qkv_proj", 2),
-    "model.layers.{}.self_attn.o_proj": "layers.{}.attention.o_proj",
+    "model.layers.{layer}.self_attn.q_proj": ("layers.{layer}.attention.qkv_proj", 0),
+    "model.layers.{layer}.self_attn.k_proj": ("layers.{layer}.attention.qkv_proj", 1),
+    "model.layers.{layer}.self_attn.v_proj": ("layers.{layer}.attention.qkv_proj", 2),
+    "model.layers.{layer}.self_attn.o_proj": "layers.{layer}.attention.o_proj",
 }
 QK_NORM: Names = {
-    "model.layers.{}.self_attn.q_norm": "layers.{}.attention.q_norm",
-    "model.layers.{}.self_attn.k_norm": "layers.{}.attention.k_norm",
+    "model.layers.{layer}.self_attn.q_norm": "layers.{layer}.attention.q_norm",
+    "model.layers.{layer}.self_attn.k_norm": "layers.{layer}.attention.k_norm",
 }
 SPLIT_MLP: Names = {
-    "model.layers.{}.mlp.gate_proj": ("layers.{}.mlp.gate_up_proj", 0),
-    "model.layers.{}.mlp.up_proj": ("layers.{}.mlp.gate_up_proj", 1),
-    "model.layers.{}.mlp.down_proj": "layers.{}.mlp.down_proj",
+    "model.layers.{layer}.mlp.gate_proj": ("layers.{layer}.mlp.gate_up_proj", 0),
+    "model.layers.{layer}.mlp.up_proj": ("layers.{layer}.mlp.gate_up_proj", 1),
+    "model.layers.{layer}.mlp.down_proj": "layers.{layer}.mlp.down_proj",
 }
 FUSED: Names = {
-    "model.layers.{}.self_attn.qkv_proj": "layers.{}.attention.qkv_proj",
-    "model.layers.{}.self_attn.o_proj": "layers.{}.attention.o_proj",
-    "model.layers.{}.mlp.gate_up_proj": "layers.{}.mlp.gate_up_proj",
-    "model.layers.{}.mlp.down_proj": "layers.{}.mlp.down_proj",
+    "model.layers.{layer}.self_attn.qkv_proj": "layers.{layer}.attention.qkv_proj",
+    "model.layers.{layer}.self_attn.o_proj": "layers.{layer}.attention.o_proj",
+    "model.layers.{layer}.mlp.gate_up_proj": "layers.{layer}.mlp.gate_up_proj",
+    "model.layers.{layer}.mlp.down_proj": "layers.{layer}.mlp.down_proj",
 }
 PRE_NORMS: Names = {
-    "model.layers.{}.input_layernorm": "layers.{}.attention_norm",
-    "model.layers.{}.post_attention_layernorm": "layers.{}.mlp_norm",
+    "model.layers.{layer}.input_layernorm": "layers.{layer}.attention_norm",
+    "model.layers.{layer}.post_attention_layernorm": "layers.{layer}.mlp_norm",
 }
 #: Gemma 2 and 3. Beware: ``post_attention_layernorm`` is another norm here than in Llama.
 PRE_POST_NORMS: Names = {
-    "model.layers.{}.input_layernorm": "layers.{}.attention_norm",
-    "model.layers.{}.post_attention_layernorm": "layers.{}.attention_post_norm",
-    "model.layers.{}.pre_feedforward_layernorm": "layers.{}.mlp_norm",
-    "model.layers.{}.post_feedforward_layernorm": "layers.{}.mlp_post_norm",
+    "model.layers.{layer}.input_layernorm": "layers.{layer}.attention_norm",
+    "model.layers.{layer}.post_attention_layernorm": "layers.{layer}.attention_post_norm",
+    "model.layers.{layer}.pre_feedforward_layernorm": "layers.{layer}.mlp_norm",
+    "model.layers.{layer}.post_feedforward_layernorm": "layers.{layer}.mlp_post_norm",
 }
 #: Llama's layout, which Mistral and Qwen 2 share.
 LLAMA: Names = ENDS | SPLIT_QKV | SPLIT_MLP | PRE_NORMS
+
+
+def expand(names: Names, layers: int, experts: int = 0) -> Iterator[tuple[str, str, int | None]]:
+    """The checkpoint's module, ours, and which part of ours it is (None: all of it), for every module of a model."""
+    for pattern, target in names.items():
+        ours, part = (target, None) if isinstance(target, str) else target
+        for layer in range(layers if "{layer}" in pattern else 1):
+            for expert in range(experts if "{expert}" in pattern else 1):
+                numbers = {"layer": layer, "expert": expert}
+                yield pattern.format(**numbers), ours.format(**numbers), part
+
 
 #: In old checkpoints, but computed from config.json and not parameters.
 NOT_PARAMETERS = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")

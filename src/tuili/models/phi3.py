@@ -26,5 +26,5 @@ class Phi3(Family):
             fields,
             "Phi3ForCausalLM",
             rope=rope_spec(fields, layer_rope(fields), head_size(fields), ALIASES),
-            windows=windows(fields, fields.maybe("sliding_window"), kinds),
+            windows=windows(fields, fields.maybe_integer("sliding_window"), kinds),
         )

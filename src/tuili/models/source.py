@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from tuili.base.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,13 +44,23 @@ class Plain:
 
 
 class Coded:
-    """A rounded matrix [rows, into]: ``files`` in a ``layout``, its codes as ``scheme`` wants them."""
+    """A rounded matrix [rows, into]: ``files`` of a ``module`` in a ``layout``, its codes as ``scheme`` wants them."""
 
-    def __init__(self, layout: Layout, files: Mapping[str, torch.Tensor], scheme: Scheme, rows: int, into: int):
-        self.layout, self.files, self.scheme, self.rows, self.into = layout, files, scheme, rows, into
+    def __init__(
+        self, module: str, layout: Layout, files: Mapping[str, torch.Tensor], scheme: Scheme, rows: int, into: int
+    ):
+        self.module, self.layout, self.files = module, layout, files
+        self.scheme, self.rows, self.into = scheme, rows, into
 
     def read(self, start: int, end: int) -> Codes:
-        return self.layout.codes(self.files, self.scheme, self.rows, self.into, start, end)
+        """Rows [start, end). ModelError for codes of more bits than the scheme's, and scales that are not finite."""
+        codes = self.layout.codes(self.files, self.scheme, self.rows, self.into, start, end)
+        if not bool(codes.scales.isfinite().all()):
+            raise ModelError(f"{self.module}: some of its scales are NaN or infinite; quantize it again")
+        four = (codes.values, codes.zeros) if self.scheme.format == "int4" else ()
+        if any(int(numbers.max()) > 15 for numbers in four if numbers is not None):
+            raise ModelError(f"{self.module}: some of its codes are outside of -8..7, and config.json says 4 bits")
+        return codes
 
     def scales(self) -> torch.Tensor:
         return self.layout.scales(self.files, self.rows, self.into).float()

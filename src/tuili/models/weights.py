@@ -8,15 +8,16 @@ weight is read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tuili.base.errors import ConfigError, nearest
+from tuili.base.errors import ConfigError, ModelError, nearest
 from tuili.base.log import get
 from tuili.layers.spec import refuse_rounding_twice
-from tuili.models import families
+from tuili.models import families, make_decoder
 from tuili.models.checkpoint import Checkpoint
 from tuili.models.fields import DTYPES
 from tuili.models.files import (
@@ -27,11 +28,10 @@ from tuili.models.files import (
     layout_of,
     match,
     needs_of,
-    open_file,
     optional_of,
-    weight_files,
 )
-from tuili.models.names import Names
+from tuili.models.names import Names, expand
+from tuili.models.shards import open_file, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,6 @@ def load_model(
     import torch
 
     from tuili.layers.build import Build
-    from tuili.layers.decoder import Decoder
     from tuili.ops import REFERENCE
     from tuili.quant.place import place_on
 
@@ -87,7 +86,7 @@ def load_model(
     if scheme is not None:
         refuse_rounding_twice(scheme.format, spec)
     with torch.device("meta"):
-        model = Decoder(spec, Build(kernels or REFERENCE))
+        model = make_decoder(spec, Build(kernels or REFERENCE))
     place = place_on(device, model.kernels)
     load_weights(model, checkpoint, getattr(torch, dtype), place, progress, scheme)
     model.requires_grad_(False).eval()
@@ -120,8 +119,6 @@ def load_weights(
     scheme: Scheme | None = None,
 ) -> None:
     """Fill ``model`` (on meta) from the checkpoint's ``*.safetensors``. ModelError lists all that is wrong."""
-    from tuili.models.source import Source
-
     expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
         files = [(path, stack.enter_context(open_file(path))) for path in weight_files(checkpoint.path)]
@@ -139,13 +136,37 @@ def load_weights(
                 for name in members[target]
             ]
             slices, fill = _room(model, target, parameter, dtype, _exact(wanted, parts, target), place)
-            source = Source(parts)
-            for start, end in slices:
-                fill(start, _brought(source.read(start, end), place))
-                source.release(start, end)
+            rounding = wanted is not None and wanted.format != "dense" and parameter.dim() == 2
+            for start, end, rows in _read_slices(parts, slices):
+                if rounding:
+                    _refuse_not_finite(rows, members[target])
+                fill(start, _brought(rows, place))
                 done += (end - start) * parameter[:1].numel() * dtype.itemsize
                 if progress is not None:
                     progress(target, done, total)
+
+
+def _read_slices(
+    parts: list[Plain | Coded], slices: list[tuple[int, int]]
+) -> Iterator[tuple[int, int, torch.Tensor | Codes]]:
+    """The rows of each slice of ``parts`` on top of each other; those that were read are released."""
+    from tuili.models.source import Source
+
+    source = Source(parts)
+    for start, end in slices:
+        yield start, end, source.read(start, end)
+        source.release(start, end)
+
+
+def _refuse_not_finite(rows: torch.Tensor | Codes, names: list[str]) -> None:
+    """ModelError for floats that no code can stand for: one would spoil the scale of all that share it."""
+    import torch
+
+    if isinstance(rows, torch.Tensor) and not all(math.isfinite(float(end)) for end in torch.aminmax(rows)):
+        raise ModelError(
+            f"{' or '.join(names)} has weights that are NaN or infinite, which cannot be rounded; the checkpoint is "
+            "damaged, or its training went wrong (without --quantization it loads, and answers nonsense)"
+        )
 
 
 Fill = Callable[[int, "torch.Tensor | Codes"], object]
@@ -206,7 +227,7 @@ def _part(
     ends = layout.tensors(rows, into).keys() | {end for end in layout.optional if f"{module}.{end}" not in needs}
     files = {end: _read(found[f"{module}.{end}"]) for end in ends if f"{module}.{end}" in found}
     layout.check(module, files, rows, into)
-    return Coded(layout, files, scheme, rows, into)
+    return Coded(module, layout, files, scheme, rows, into)
 
 
 def _read(place: tuple[Any, str]) -> torch.Tensor:
@@ -239,13 +260,11 @@ def slots(model: Decoder, names: Names) -> dict[str, Slot]:
     """Every tensor that a checkpoint of ``model`` has, by its name there, and where it goes: the table, walked."""
     modules = dict(model.named_modules())
     walked: dict[str, Slot] = {}
-    for pattern, target in names.items():
-        ours, part = (target, None) if isinstance(target, str) else target
-        for layer in range(model.spec.num_layers if "{}" in pattern else 1):
-            module = modules.get(ours.format(layer))
-            for kind, length in _lengths(module):
-                start, rows = _rows(module, part, length)
-                walked[f"{pattern.format(layer)}.{kind}"] = Slot(f"{ours.format(layer)}.{kind}", start, rows)
+    for theirs, ours, part in expand(names, model.spec.num_layers):
+        module = modules.get(ours)
+        for kind, length in _lengths(module):
+            start, rows = _rows(module, part, length)
+            walked[f"{theirs}.{kind}"] = Slot(f"{ours}.{kind}", start, rows)
     uncovered = dict(model.named_parameters()).keys() - {slot.parameter for slot in walked.values()}
     assert not uncovered, f"the table of names leaves out {sorted(uncovered)}"
     return walked

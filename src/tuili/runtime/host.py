@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import psutil
 import torch
+
+from tuili.base import hardware
 
 T = TypeVar("T")
 
@@ -48,8 +49,7 @@ class Host:
         return again
 
     def memory(self) -> tuple[int, int]:
-        memory = psutil.virtual_memory()
-        return memory.available, memory.total
+        return hardware.memory()
 
     def close(self) -> None:
         """Nothing is left to wait for."""

@@ -7,19 +7,12 @@ from contextlib import aclosing
 from typing import Any
 
 from tuili.base.errors import RequestError
-from tuili.engine.outputs import Delta, TokenLogprob
-from tuili.server.generation import Choice, Generation, Job
+from tuili.engine.outputs import Choice, Delta, TokenLogprob
+from tuili.server.generation import Generation
 from tuili.server.logprobs import chat_logprobs, prompt_logprobs
 from tuili.server.prompts import encode_chat, opens_answer
 from tuili.server.protocol import ChatRequest
-from tuili.server.sampling import (
-    check_choices,
-    check_control,
-    check_logprobs,
-    output_limit,
-    sampling_params,
-    truncated,
-)
+from tuili.server.sampling import asked, called, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
 from tuili.server.wire import event
 
@@ -39,16 +32,19 @@ class Chat:
         """Raises RequestError, with ``param``, for whatever the engine could not do as asked."""
         check_fields(request, service)
         kwargs = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
-        ids = await encode_chat(request, service.engine, service.config, kwargs)
-        asked, name = request.max_completion_tokens, "max_completion_tokens"
-        if asked is None:
-            asked, name = request.max_tokens, "max_tokens"
-        ids = truncated(ids, request, service.engine, asked or 1)
-        limit = output_limit(asked, name, len(ids), service.engine, "messages")
-        top = check_logprobs("top_logprobs", request.top_logprobs, service.config)
-        params = sampling_params(request, service.engine, limit, (top or 0) if request.logprobs else None)
-        job = Job(ids, params, 0, call.id, request.priority or 0, request.cache_salt or "", call.arrival)
-        return cls(request, call, Generation(service.engine, service.metrics, [job]))
+        ids = await encode_chat(request, service.engine, service.config, kwargs, request.truncate_prompt_tokens is None)
+        names = {"prompt": "messages", "logprobs": "top_logprobs"}
+        limit = request.max_completion_tokens
+        if limit is None:
+            limit = request.max_tokens
+        else:
+            names["max_tokens"] = "max_completion_tokens"
+        ids = truncated(ids, request, service.engine, limit or 1)
+        top = (request.top_logprobs or 0) if request.logprobs else None
+        params = sampling_params(request, service.engine, limit, top)
+        with called(names):
+            admitted = await service.engine.admit([asked(call, request, ids, params)])
+        return cls(request, call, Generation(service.engine, service.metrics, admitted))
 
     async def answer(self) -> dict[str, Any]:
         choices = await self.generation.choices()
@@ -63,7 +59,7 @@ class Chat:
             "kv_transfer_params": None,
         }
         if self.request.return_token_ids:
-            answer["prompt_token_ids"] = self.generation.jobs[0].ids
+            answer["prompt_token_ids"] = self.generation.admitted[0].ids
         return answer
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
@@ -91,7 +87,7 @@ class Chat:
                 for choice in self._chunks(index, delta, index not in opened):
                     chunk = {**self.head, "choices": [choice]}
                     if self.request.return_token_ids and not opened:
-                        chunk["prompt_token_ids"] = self.generation.jobs[0].ids
+                        chunk["prompt_token_ids"] = self.generation.admitted[0].ids
                     if running_usage:
                         chunk["usage"] = self.generation.usage()
                     opened.add(index)
@@ -134,12 +130,11 @@ def echoed(request: ChatRequest, role: str) -> str:
 
 def check_fields(request: ChatRequest, service: Service) -> None:
     request.refuse_unserved()
-    check_control(request, service.config)
+    check_control(request)
     check_tools(request)
-    check_choices(1, request.n)
+    check_choices(service, 1, request.n)
     if request.top_logprobs is not None and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
-    check_logprobs("prompt_logprobs", request.prompt_logprobs, service.config)
     if request.stream and request.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is not sent in a stream; leave out stream", "prompt_logprobs")
 

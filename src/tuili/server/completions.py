@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import cache, partial
 from typing import Any, cast
 
 from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
-from tuili.engine.outputs import Delta
-from tuili.server.generation import Choice, Generation, Job, encode
+from tuili.engine.admission import Admitted
+from tuili.engine.outputs import Choice, Delta
+from tuili.server.generation import Generation
 from tuili.server.logprobs import CompletionLogprobs, Offsets, joined, prompt_logprobs
 from tuili.server.protocol import CompletionRequest
-from tuili.server.sampling import (
-    check_choices,
-    check_control,
-    check_logprobs,
-    output_limit,
-    sampling_params,
-    truncated,
-)
+from tuili.server.sampling import asked, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
 from tuili.server.wire import event
 
@@ -30,7 +25,7 @@ MAX_TOKENS = 16
 class Completions:
     """One request: checked and tokenized by ``open``, answered by ``answer()`` or ``events()``."""
 
-    def __init__(self, service: Service, call: Call, request: CompletionRequest, prompts: list[tuple[str, Job]]):
+    def __init__(self, service: Service, call: Call, request: CompletionRequest, prompts: list[tuple[str, Admitted]]):
         self.request = request
         self.prompts = prompts
         self.tokenizer = service.engine.tokenizer
@@ -51,17 +46,14 @@ class Completions:
         request.refuse_unserved()
         given = as_list(request.prompt)
         check_fields(request, service, len(given))
-        prompts: list[tuple[str, Job]] = []
-        for prompt in given:
-            special = request.add_special_tokens is not False
-            ids = await encode(service.engine, prompt, special) if isinstance(prompt, str) else prompt
-            kept = truncated(ids, request, service.engine, request.max_tokens or 1)
-            if not kept:
-                raise RequestError("the prompt has no tokens", "prompt")
-            params = make_params(service, request, len(kept))
-            salt, first = request.cache_salt or "", len(prompts) * params.n
-            job = Job(kept, params, first, call.id, request.priority or 0, salt, call.arrival)
-            whole = prompt if isinstance(prompt, str) and len(kept) == len(ids) else None
+        ids = await encoded(request, service, given)
+        kept = [truncated(each, request, service.engine, request.max_tokens or 1) for each in ids]
+        params = cache(partial(make_params, service, request))  # one for all prompts of a limit
+        wanted = [asked(call, request, each, params(limit(service, request, len(each)))) for each in kept]
+        prompts = []
+        for number, job in enumerate(await service.engine.admit(wanted)):
+            prompt = given[number]
+            whole = prompt if isinstance(prompt, str) and len(kept[number]) == len(ids[number]) else None
             prompts.append((echoed(request, service, job, whole), job))
         return cls(service, call, request, prompts)
 
@@ -115,7 +107,7 @@ class Completions:
 class Writer:
     """Writes one choice, whole or in chunks that add up to the same."""
 
-    def __init__(self, completions: Completions, echo: str, job: Job):
+    def __init__(self, completions: Completions, echo: str, job: Admitted):
         request = completions.request
         self.request = request
         self.echo = echo
@@ -180,11 +172,17 @@ def as_list(prompt: Any) -> list[str | list[int]]:
     return prompt
 
 
+async def encoded(request: CompletionRequest, service: Service, given: list[str | list[int]]) -> list[list[int]]:
+    """Token ids of each prompt."""
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    fits, special = request.truncate_prompt_tokens is None, request.add_special_tokens is not False
+    found = iter(await service.engine.encode(texts, special, fits=fits))
+    return [next(found) if isinstance(prompt, str) else prompt for prompt in given]
+
+
 def check_fields(request: CompletionRequest, service: Service, prompts: int) -> None:
-    check_control(request, service.config)
-    check_choices(prompts, request.n)
-    check_logprobs("logprobs", request.logprobs, service.config)
-    check_logprobs("prompt_logprobs", request.prompt_logprobs, service.config)
+    check_control(request)
+    check_choices(service, prompts, request.n)
     if request.stream and request.prompt_logprobs is not None:
         raise RequestError("prompt_logprobs is not sent in a stream; leave out stream", "prompt_logprobs")
     if request.best_of is not None and request.best_of != (request.n or 1):
@@ -193,18 +191,21 @@ def check_fields(request: CompletionRequest, service: Service, prompts: int) -> 
         raise RequestError("max_tokens must be at least 1, or 0 with echo", "max_tokens")
 
 
-def make_params(service: Service, request: CompletionRequest, prompt_len: int) -> SamplingParams:
-    asked = request.max_tokens
+def limit(service: Service, request: CompletionRequest, prompt_len: int) -> int | None:
+    """The request's ``max_tokens``; the prompt alone (0) takes one, and what is left out must fit."""
     if "max_tokens" not in request.model_fields_set:
-        asked = max(1, min(MAX_TOKENS, service.engine.max_model_len - prompt_len))
-    limit = output_limit(1 if asked == 0 else asked, "max_tokens", prompt_len, service.engine, "prompt")
-    params = sampling_params(request, service.engine, limit, request.logprobs)
+        return max(1, min(MAX_TOKENS, service.engine.max_model_len - prompt_len))
+    return 1 if request.max_tokens == 0 else request.max_tokens
+
+
+def make_params(service: Service, request: CompletionRequest, max_tokens: int | None) -> SamplingParams:
+    params = sampling_params(request, service.engine, max_tokens, request.logprobs)
     if request.echo and request.logprobs is not None and params.prompt_logprobs is None:
         return params.with_(prompt_logprobs=request.logprobs)
     return params
 
 
-def echoed(request: CompletionRequest, service: Service, job: Job, text: str | None) -> str:
+def echoed(request: CompletionRequest, service: Service, job: Admitted, text: str | None) -> str:
     """With ``echo``: the prompt, as the user wrote it where that is known and whole."""
     if not request.echo:
         return ""

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from tuili.base.clock import Clock
 from tuili.base.config import Config
 from tuili.core.params import SamplingParams
-from tuili.core.plan import StepStats
+from tuili.core.plan import StepPlan, StepResult, StepStats
 from tuili.engine.outputs import Finished
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class StepMetrics:
         self.decode = make.counter("tuili:step_decode_tokens", "Tokens computed for outputs.")
         self.padding = make.counter("tuili:step_padding_tokens", "Rows computed for nobody (static batching).")
 
-    def step(self, stats: StepStats) -> None:
+    def step(self, plan: StepPlan, result: StepResult, stats: StepStats) -> None:
         self.tokens.observe(stats.num_tokens)
         self.schedule.observe(stats.schedule_seconds)
         self.device.observe(stats.device_seconds)

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 from tuili.base.errors import RequestError
 from tuili.server import schemas
 from tuili.server.body import read
-from tuili.server.generation import encode
 from tuili.server.openapi import BODY_ERRORS, answers, takes
 from tuili.server.probes import as_json
 from tuili.server.prompts import encode_chat
@@ -49,9 +48,9 @@ async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]
     if (request.prompt is None) == (request.messages is None):
         raise RequestError("give either prompt or messages", "prompt")
     if request.prompt is not None:
-        ids = await encode(engine, request.prompt, request.add_special_tokens is not False)
+        (ids,) = await engine.encode([request.prompt], request.add_special_tokens is not False, fits=False)
     else:
-        ids = await encode_chat(request, engine, service.config, {})
+        ids = await encode_chat(request, engine, service.config, {}, fits=False)
     strings = [engine.tokenizer.token_text(id) for id in ids] if request.return_token_strs else None
     return {"count": len(ids), "max_model_len": engine.max_model_len, "tokens": ids, "token_strs": strings}
 

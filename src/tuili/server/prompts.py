@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from tuili.base.config import Config
 from tuili.base.errors import RequestError
-from tuili.server.generation import INLINE_CHARACTERS
+from tuili.engine.tokenizer import LONG_TEXT
 from tuili.server.protocol import ChatRequest, Message, TokenizeRequest
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
 
+MARKUP = 20
 #: Names that the server gives to the template itself.
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
@@ -31,9 +32,10 @@ def opens_answer(request: ChatRequest | TokenizeRequest) -> bool:
 
 
 async def encode_chat(
-    request: ChatRequest | TokenizeRequest, engine: TextEngine, config: Config, kwargs: dict[str, Any]
+    request: ChatRequest | TokenizeRequest, engine: TextEngine, config: Config, kwargs: dict[str, Any], fits: bool
 ) -> list[int]:
-    """Token ids of the rendered chat. RequestError for wrong messages, no template, or a template that refuses them."""
+    """Token ids of the rendered chat, which must fit the context unless ``fits`` is False. RequestError for wrong
+    messages, no template, or a template that refuses them."""
     if request.chat_template is not None and not config.trust_request_chat_template:
         raise RequestError(
             "chat_template in a request runs code of the client; start the server with --trust-request-chat-template "
@@ -43,7 +45,6 @@ async def encode_chat(
     taken = RESERVED & (request.chat_template_kwargs or {}).keys()
     if taken:
         raise RequestError(f"chat_template_kwargs cannot set {', '.join(sorted(taken))}", "chat_template_kwargs")
-    messages = [plain_message(message) for message in request.messages or ()]
     options: dict[str, Any] = {
         "tools": request.tools or None,
         "documents": getattr(request, "documents", None),
@@ -52,15 +53,22 @@ async def encode_chat(
         "continue_final_message": bool(request.continue_final_message),
         "add_special_tokens": bool(request.add_special_tokens),
         "kwargs": {**kwargs, **(request.chat_template_kwargs or {})},
+        "fits": fits,
     }
-    if request.chat_template is None and sum(map(_size, messages)) <= INLINE_CHARACTERS:
-        return engine.encode_chat(messages, **options)
-    return await asyncio.to_thread(engine.encode_chat, messages, **options)
+
+    def encode() -> list[int]:
+        return engine.encode_chat([plain_message(message) for message in request.messages or ()], **options)
+
+    if request.chat_template is None and sum(map(_size, request.messages or ())) <= LONG_TEXT:
+        return encode()
+    return await asyncio.to_thread(encode)
 
 
-def _size(message: dict[str, Any]) -> int:
-    content = message.get("content") or ""
-    return len(content) if isinstance(content, str) else sum(len(part.get("text") or "") for part in content)
+def _size(message: Message) -> int:
+    """Characters of a message, and some for what the template puts around it."""
+    content = message.content or ""
+    parts = [content] if isinstance(content, str) else [part.text or "" for part in content]
+    return sum(len(text) + MARKUP for text in parts)
 
 
 def plain_message(message: Message) -> dict[str, Any]:

@@ -1,21 +1,21 @@
-"""From a request's fields to ``SamplingParams`` and limits: the user's value, else the model's default, else vLLM's."""
+"""From a request's fields to what is asked of the engine: the user's value, else the model's default, else vLLM's."""
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tuili.base.config import Config
 from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
+from tuili.engine.admission import MAX_CHOICES, Asked, too_many_choices
 from tuili.server.protocol import ChatRequest, CompletionRequest, Control
+from tuili.server.service import Call, Service
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
-
-#: Choices (prompts x n) of one request.
-MAX_CHOICES = 1024
-SALT_LENGTH = 128
-SALT_FORBIDDEN = "@/\\\0"
 
 #: Fields of a request that go into SamplingParams as they are.
 PLAIN = (
@@ -42,7 +42,7 @@ PLAIN = (
 
 
 def sampling_params(
-    request: ChatRequest | CompletionRequest, engine: TextEngine, max_tokens: int, logprobs: int | None
+    request: ChatRequest | CompletionRequest, engine: TextEngine, max_tokens: int | None, logprobs: int | None
 ) -> SamplingParams:
     """Raises RequestError that names the field for values out of range."""
     defaults = engine.sampling_defaults
@@ -59,66 +59,35 @@ def _token_id(key: str) -> int:
     return int(key)
 
 
-def output_limit(asked: int | None, param: str, prompt_len: int, engine: TextEngine, prompt_param: str) -> int:
-    """Tokens to generate: as asked, if they fit; None: what the context leaves, at most the model's max_new_tokens."""
-    room = engine.max_model_len - prompt_len
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {prompt_len} tokens and the model takes {engine.max_model_len} for prompt and output "
-            f"together; shorten it to at most {engine.max_model_len - 1}, or set truncate_prompt_tokens",
-            prompt_param,
-        )
-    if asked is None:
-        return min(room, engine.sampling_defaults.get("max_new_tokens") or room)
-    if asked > room:
-        raise RequestError(
-            f"{prompt_len} prompt tokens and {param} {asked} are more than the model's {engine.max_model_len} tokens; "
-            f"lower {param} to {room} or shorten the prompt",
-            param,
-        )
-    return asked
+def asked(call: Call, request: Control, ids: list[int], params: SamplingParams) -> Asked:
+    """Clients may repeat a request's id, the engine must not see it twice."""
+    id = f"{call.id}-{uuid.uuid4().hex[:8]}"
+    return Asked(ids, params, id, call.arrival, request.priority or 0, request.cache_salt)
 
 
-def check_logprobs(name: str, value: int | None, config: Config) -> int | None:
-    """``value`` if the server allows so many; -1 asks for the whole vocabulary."""
-    if value is None:
-        return None
-    if value < -1:
-        raise RequestError(f"{name} must be >= -1, got {value}", name)
-    limit = config.max_logprobs
-    if limit != -1 and (value == -1 or value > limit):
-        raise RequestError(f"{name} must be at most {limit} (--max-logprobs), got {value}", name)
-    return value
+@contextmanager
+def called(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the engine in the words of a route: ``names`` maps the engine's fields to the route's."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param is None or error.param not in names:
+            raise
+        name, text = names[error.param], str(error)
+        shown = text if error.param == "prompt" else re.sub(rf"\b{error.param}\b", name, text)
+        raise RequestError(shown, name) from error
 
 
-def check_control(request: Control, config: Config) -> None:
+def check_control(request: Control) -> None:
     """Rules between fields that are not about one value's range."""
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options needs stream: true", "stream_options")
-    if request.priority and config.scheduling_policy != "priority":
-        raise RequestError(
-            f"priority {request.priority} needs a server with --scheduling-policy priority; this one has "
-            f"{config.scheduling_policy}",
-            "priority",
-        )
-    check_salt(request.cache_salt)
 
 
-def check_salt(salt: str | None) -> None:
-    if salt is None:
-        return
-    if not 1 <= len(salt) <= SALT_LENGTH or any(char in SALT_FORBIDDEN for char in salt):
-        raise RequestError(
-            f"cache_salt must have 1 to {SALT_LENGTH} characters and none of @ / \\ NUL, got {salt[:40]!r}",
-            "cache_salt",
-        )
-
-
-def check_choices(prompts: int, n: int | None) -> None:
-    if n is not None and prompts * n > MAX_CHOICES:
-        raise RequestError(f"a request may have {MAX_CHOICES} choices, got {prompts} prompts x n {n}", "n")
-    if prompts > MAX_CHOICES:
-        raise RequestError(f"a request may have {MAX_CHOICES} choices, got {prompts} prompts", "prompt")
+def check_choices(service: Service, prompts: int, n: int | None) -> None:
+    bounds = service.engine.bounds
+    if prompts * (n or 1) > min(MAX_CHOICES, bounds.max_requests or MAX_CHOICES):
+        raise too_many_choices(prompts * (n or 1), bounds, prompts if n is None or prompts > MAX_CHOICES else 1)
 
 
 def truncated(ids: list[int], request: Control, engine: TextEngine, reserve: int) -> list[int]:

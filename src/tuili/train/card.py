@@ -17,7 +17,8 @@ some files say `llama-*`, so that Meta's Llama licence may ask for attribution o
 
 Headings, bold marks and title lines are removed and quotes made plain. The prompts are worded anew in each epoch from
 the title, from the characters, and from nouns that matter in the story (`tuili.train.prompts`); a few chats have a
-system message.{recast} One document in a hundred, chosen by a hash of its text, is held out and was never trained on.
+system message.{recast}{raw_share} One document in a hundred, chosen by a hash of its text, is held out and was never
+trained on.
 """
 
 LIMITS = """## Limits
@@ -42,12 +43,13 @@ def write(results: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts(results).items()),
         "",
-        CORPUS.format(**results, categories=categories, recast=recast(results)),
+        CORPUS.format(**results, categories=categories, recast=recast(results), raw_share=raw(results)),
         "## Samples",
         "",
         "Temperature 0.7, top-p 0.9, one draw each, not chosen.",
         "",
         *(quoted(prompt, text) for prompt, text in results["samples"].items()),
+        *continuations(results),
         *topics(results),
         LIMITS,
     ]
@@ -62,6 +64,25 @@ def recast(r: dict[str, Any]) -> str:
         f" {share:.0%} of the stories had their hero, or a place or thing in them, replaced by another one\n"
         "that the prompt names (`tuili.train.recast`)."
     )
+
+
+def raw(r: dict[str, Any]) -> str:
+    share = r["recipe"]["data"].get("raw", 0)
+    if not share:
+        return ""
+    return (
+        f" {share:.0%} of the documents were trained as raw text, from their beginning or from within, without a\n"
+        "token before it."
+    )
+
+
+def continuations(r: dict[str, Any]) -> list[str]:
+    """The section that shows raw text continued."""
+    if not r["openings"]:
+        return []
+    shown = (f"> **{opening}**{text.removeprefix(opening)}" for opening, text in r["openings"].items())
+    lines = (line for text in shown for line in (*text.replace("\n", "\n> ").replace("> \n", ">\n").splitlines(), ""))
+    return ["## Raw text continued", "", "Drawn as the samples above.", "", *lines]
 
 
 def topics(r: dict[str, Any]) -> list[str]:
@@ -116,5 +137,5 @@ def facts(r: dict[str, Any]) -> dict[str, str]:
         "Held out": f"{r['held_out_documents']} documents, {r['held_out_tokens']:,} tokens",
         "Held-out loss": f"{r['loss_per_token']:.4f} nats per token",
         "Held-out perplexity": f"{r['perplexity_per_token']:.2f} per token, {r['perplexity_per_byte']:.4f} per byte",
-        "Bits per byte": f"{r['bits_per_byte']:.4f}",
+        "Bits per byte": f"{r['bits_per_byte']:.4f}; as raw text {r['raw']['bits_per_byte']:.4f}",
     }

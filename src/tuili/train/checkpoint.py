@@ -1,18 +1,19 @@
-"""A checkpoint of a run: ``state.safetensors`` (weights, optimizer state) and ``state.json`` (the rest). No pickle.
+"""A checkpoint of a run: one safetensors file with weights, optimizer state and, in its header, the rest. No pickle.
 
-A new checkpoint takes the place of the old in one rename, so that a crash leaves one or the other.
+A new checkpoint takes the place of the old in one rename, so that a crash at any moment leaves one or the other.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tuili.base.errors import ConfigError
 
@@ -31,30 +32,30 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(folder: Path, master: Tensors, state: Tensors, progress: Progress, recipe: dict[str, Any]) -> None:
-    """Write the checkpoint to ``folder``, over an older one."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+def save(file: Path, master: Tensors, state: Tensors, progress: Progress, recipe: dict[str, Any]) -> None:
+    """Write the checkpoint to ``file``, over an older one."""
+    fresh = file.with_name(file.name + ".new")
     tensors = {f"master/{n}": w for n, w in master.items()} | {f"optimizer/{n}": w for n, w in state.items()}
-    save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, fresh / "state.safetensors")
-    (fresh / "state.json").write_text(json.dumps({"progress": asdict(progress), "recipe": recipe}, indent=2) + "\n")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    header = {"progress": json.dumps(asdict(progress)), "recipe": json.dumps(recipe)}
+    save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, fresh, header)
+    with fresh.open("rb") as written:  # on the disk before it has the name, or a power cut leaves neither
+        os.fsync(written.fileno())
+    fresh.replace(file)
 
 
-def load(folder: Path, master: Tensors, state: Tensors) -> Progress:
-    """Read the checkpoint in ``folder`` into ``master`` and ``state``, in place. Raises ConfigError if that fails."""
-    if not (folder / "state.json").is_file():
-        raise ConfigError(f"no checkpoint at {folder} to resume from; start without --resume")
-    tensors = load_file(folder / "state.safetensors")
+def load(file: Path, master: Tensors, state: Tensors) -> Progress:
+    """Read the checkpoint ``file`` into ``master`` and ``state``, in place. Raises ConfigError if that fails."""
+    if not file.is_file():
+        raise ConfigError(f"no checkpoint at {file} to resume from; start without --resume")
     into = {f"master/{n}": w for n, w in master.items()} | {f"optimizer/{n}": w for n, w in state.items()}
-    shapes = ({n: tuple(t.shape) for n, t in x.items()} for x in (tensors, into))
-    if next(shapes) != next(shapes):
-        raise ConfigError(f"the checkpoint at {folder} is of another model or optimizer than the recipe's")
-    for name, tensor in into.items():
-        tensor.copy_(tensors[name])
-    return Progress(**json.loads((folder / "state.json").read_text())["progress"])
+    try:
+        with safe_open(file, "pt") as opened:
+            progress = Progress(**json.loads(opened.metadata()["progress"]))
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            if shapes != {name: tuple(tensor.shape) for name, tensor in into.items()}:
+                raise ConfigError(f"the checkpoint at {file} is of another model or optimizer than the recipe's")
+            for name, tensor in into.items():
+                tensor.copy_(opened.get_tensor(name))
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{file} is no checkpoint of a run: {error}") from error
+    return progress

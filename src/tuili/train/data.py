@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -14,9 +15,19 @@ from tuili.train.corpus import Document
 from tuili.train.prompts import SYSTEMS, Prompter
 from tuili.train.recast import recast
 from tuili.train.recipe import DataRecipe
-from tuili.train.tokenizer import END, START
+from tuili.train.tokenizer import END, END_OF_TEXT, START
 
+#: Ids, and how many of the first of them are not learned.
 Row = tuple[list[int], int]
+#: Where a raw text may begin other than at its document's beginning: at a sentence, or at any word; and how often.
+SENTENCE, WORD = re.compile(r"(?<=[.!?] )(?=[A-Z\"])|(?<=\n)(?=\S)"), re.compile(r"(?<=\s)(?=[A-Za-z])")
+SENTENCE_SHARE, WORD_SHARE = 0.4, 0.2
+#: Tokens of such a text: it is there to learn how to begin.
+PASSAGE = 128
+#: Characters that a raw text has at least.
+LEAST = 200
+#: Held-out prompts are drawn with this seed whatever the recipe's, so that losses of all runs compare.
+HELD_OUT_SEED = 1
 
 
 @dataclass
@@ -28,14 +39,14 @@ class Cursor:
 
 
 class Stories:
-    """Documents as chats. ``row`` words the prompt anew in each epoch, and recasts a share of the documents."""
+    """Documents as chats and as raw text. ``row`` takes a share of them as text; each epoch words prompts anew."""
 
     def __init__(
         self, documents: list[Document], prompter: Prompter, tokenizer: Tokenizer, recipe: DataRecipe, seed: int
     ):
         self.documents, self.prompter, self.tokenizer = documents, prompter, tokenizer
         self.categories, self.max_len, self.seed = recipe.categories, recipe.max_len, seed
-        self.recast = recipe.recast
+        self.recast, self.raw = recipe.recast, recipe.raw
         self.answers = self.encode(documents)
 
     def encode(self, documents: list[Document]) -> list[np.ndarray]:
@@ -43,7 +54,23 @@ class Stories:
         encoded = self.tokenizer.encode_batch([d.text + END + "\n" for d in documents])
         return [np.array(e.ids, dtype=np.uint16) for e in encoded]
 
-    def row(self, index: int, epoch: int, copy: int = 0) -> Row:
+    def row(self, index: int, epoch: int, copy: int) -> Row:
+        """Document ``index`` as it is trained in this epoch: as raw text, or as a chat."""
+        random = Random(f"{self.seed}/{epoch}/{copy}/raw/{self.documents[index].text[:200]}")
+        return self.text(index, random) if random.random() < self.raw else self.chat(index, epoch, copy)
+
+    def text(self, index: int, random: Random | None = None) -> Row:
+        """Ids of document ``index`` as raw text with <|endoftext|> behind it, cut at ``max_len + 1``.
+
+        No token stands before it, as none does before a raw prompt, so that its first one is not learned. With
+        ``random``, some texts begin inside of their document, as a user's prompt may.
+        """
+        text = self.documents[index].text
+        begin = beginning(text, random) if random else 0
+        limit = PASSAGE if begin else self.max_len
+        return self.tokenizer.encode(text[begin:] + END_OF_TEXT).ids[: limit + 1], 1
+
+    def chat(self, index: int, epoch: int, copy: int = 0) -> Row:
         """Ids of the chat of document ``index``, cut at ``max_len + 1``, and how many of them are the prompt's."""
         document = self.documents[index]
         random = Random(f"{self.seed}/{epoch}/{copy}/{document.text[:200]}")
@@ -82,6 +109,15 @@ class Stories:
         return rows
 
 
+def beginning(text: str, random: Random) -> int:
+    """Where a raw text begins in its document: 0 mostly, else at a sentence or a word."""
+    draw = random.random()
+    if draw >= SENTENCE_SHARE + WORD_SHARE:
+        return 0
+    places = (SENTENCE if draw < SENTENCE_SHARE else WORD).finditer(text, 0, max(0, len(text) - LEAST))
+    return random.choice([0, *(m.start() for m in places)])
+
+
 def pack(rows: list[Row], tokens: int) -> list[TrainBatch]:
     """``rows`` in groups of at most ``tokens`` tokens (one row at least), longest group first."""
     groups: list[list[Row]] = []
@@ -95,7 +131,7 @@ def pack(rows: list[Row], tokens: int) -> list[TrainBatch]:
 
 
 def join(rows: list[Row]) -> TrainBatch:
-    """One batch of ``rows``; only the answers' tokens are learned."""
+    """One batch of ``rows``; of chats, only the answers' tokens are learned."""
     ids: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
@@ -108,7 +144,9 @@ def join(rows: list[Row]) -> TrainBatch:
     return TrainBatch(torch.tensor(ids), torch.tensor(targets), torch.tensor(positions), tuple(starts))
 
 
-def held_out(stories: Stories, limit: int) -> list[TrainBatch]:
-    """Held-out chats, at most ``limit`` of them, evenly over all, always the same and with the same prompts."""
+def held_out(stories: Stories, limit: int, raw: bool) -> list[TrainBatch]:
+    """Held-out documents as raw texts or as chats, at most ``limit``, evenly over all, always the same, with the same
+    prompts."""
     step = max(1, -(-len(stories.documents) // limit))
-    return [join([stories.row(index, -1)]) for index in range(0, len(stories.documents), step)]
+    chosen = range(0, len(stories.documents), step)
+    return [join([stories.text(index) if raw else stories.chat(index, -1)]) for index in chosen]

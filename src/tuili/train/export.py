@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec
-from tuili.models import family_of
+from tuili.models import family_of, make_decoder
 from tuili.models.weights import to_hf
 from tuili.train import tokenizer as bpe
 from tuili.train.recipe import Recipe
@@ -59,7 +58,7 @@ def model_spec(recipe: Recipe) -> ModelSpec:
 def model_directory(folder: Path, recipe: Recipe, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> None:
     """Write config.json, generation_config.json, model.safetensors (bf16) and the tokenizer's files to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = Decoder(model_spec(recipe))
+    model = make_decoder(model_spec(recipe))
     model.load_state_dict(weights)
     save_file(
         {n: w.bfloat16().cpu().contiguous() for n, w in to_hf(model)}, folder / "model.safetensors", {"format": "pt"}

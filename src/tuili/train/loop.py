@@ -15,6 +15,7 @@ from torch import nn
 from tuili.layers.build import Build
 from tuili.layers.decoder import Decoder
 from tuili.layers.spec import ModelSpec
+from tuili.models import make_decoder
 from tuili.train.batch import TrainBatch
 from tuili.train.kernels import TRAIN
 from tuili.train.loss import cross_entropy
@@ -36,7 +37,7 @@ class Replica:
     """A copy of the model in the training dtype, and the float32 sum of its gradients."""
 
     def __init__(self, spec: ModelSpec, dtype: torch.dtype, device: torch.device):
-        self.model = Decoder(spec, Build(TRAIN)).to(device=device, dtype=dtype)
+        self.model = make_decoder(spec, Build(TRAIN)).to(device=device, dtype=dtype)
         self.model.prepare(spec.max_model_len)
         self.device = device
         self.grads = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.model.named_parameters()}

@@ -12,12 +12,19 @@ EPS = 1e-8
 
 
 class Optimizer:
-    """Updates ``master`` in place. With ``muon``, projections follow Muon, all else (embedding, norms) AdamW."""
+    """Updates ``master`` in place. With ``muon``, projections follow Muon, all else (embedding, norms) AdamW. Muon's
+    matrices are orthogonalized in ``dtype``."""
 
     def __init__(
-        self, model: Decoder, master: dict[str, torch.Tensor], muon: bool, betas: tuple[float, float], decay: float
+        self,
+        model: Decoder,
+        master: dict[str, torch.Tensor],
+        muon: bool,
+        betas: tuple[float, float],
+        decay: float,
+        dtype: torch.dtype,
     ):
-        self.master, self.betas, self.decay = master, betas, decay
+        self.master, self.betas, self.decay, self.dtype = master, betas, decay, dtype
         linears = [(name, m) for name, m in model.named_modules() if isinstance(m, Linear) and muon]
         #: Weights that follow Muon, and the sizes of the projections fused into them.
         self.parts = {f"{name}.weight": m.parts for name, m in linears}
@@ -44,13 +51,13 @@ class Optimizer:
         first = self.state[f"{name}.first"]
         first.lerp_(grad, 0.05)
         ahead = torch.lerp(grad, first, 0.95)
-        pieces = [orthogonalize(p) * (0.2 * max(p.shape) ** 0.5) for p in ahead.split(self.parts[name])]
+        pieces = [orthogonalize(p, self.dtype) * (0.2 * max(p.shape) ** 0.5) for p in ahead.split(self.parts[name])]
         return torch.cat(pieces)
 
 
-def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with its singular values moved near 1 (0.7 to 1.2) by five Newton-Schulz steps in bf16; float32."""
-    x = matrix.bfloat16()
+def orthogonalize(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix with its singular values moved near 1 (0.7 to 1.2) by five Newton-Schulz steps in ``dtype``."""
+    x = matrix.to(dtype)
     tall = x.shape[0] > x.shape[1]
     x = x.t() if tall else x
     x = x / (x.norm() + 1e-7)

@@ -27,7 +27,8 @@ def train(run: Run, reporter: Reporter) -> None:
             run.progress.seconds = now = time.monotonic() - began
             reporter.step(run.progress, report, lr, run.done)
             if now - evaluated >= every.eval_every:
-                reporter.evaluation(run.progress, run.evaluate(every.eval_documents))
+                limit = every.eval_documents
+                reporter.evaluation(run.progress, run.evaluate(False, limit), run.evaluate(True, limit))
                 evaluated = now
             if now - saved >= every.checkpoint_every:
                 run.save()
@@ -68,6 +69,6 @@ def complete(run: Run) -> dict[str, Any]:
         )
         train(run, reporter)
         results = measure(run)
-        reporter.evaluation(run.progress, results["loss_per_token"])
+        reporter.evaluation(run.progress, results["loss_per_token"], results["raw"]["loss_per_token"])
     export_model(run, run.out / "model", results)
     return results

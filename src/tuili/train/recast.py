@@ -49,6 +49,12 @@ THINGS = words("""
     carrot
 """)
 KINDS = (CAST, PLACES, THINGS)
+#: People ask for "a wise old owl": words that a topic may have whatever the story says, so that its noun must be found.
+ADJECTIVES = words("""
+    wise old little brave tiny small big young lonely friendly grumpy shy clever kind lost magical sleepy curious golden
+    silver strange happy sad red blue green white black silly gentle mysterious ancient abandoned enchanted hidden quiet
+    beautiful haunted forgotten cheerful
+""")
 HERO = re.compile(
     r"\b[Aa]n? ((?:[a-z-]+,? ){0,3})([a-z]+) (?:named|called) ([A-Z][a-z]+)"
     r"( who (?:[a-z'-]+ ){1,7}[a-z'-]+(?=[,.]))?"
@@ -78,7 +84,7 @@ def recast(document: Document, random: Random) -> Recast | None:
         taken = new
     if (not topics or random.random() < 0.5) and (swap := choose(text, taken, random)):
         text = exchange(text, *swap)
-        topics.append(with_article(swap[1]))
+        topics.append(with_article(described(swap[1], random)))
     return Recast(replace(document, text=text), tuple(topics)) if topics else None
 
 
@@ -91,13 +97,19 @@ def retell_hero(text: str, hero: re.Match[str], new: str, random: Random) -> tup
     at = text.find(name) + len(name)
     starts = re.compile(rf"(?<=[.\n\"] ){name}\b(?!'s)|(?<=\n){name}\b(?!'s)")
     rest = starts.sub(lambda m: f"The {new}" if random.random() < share else m[0], text[at:])
-    phrase = f"{adjectives} {new}" if adjectives and random.random() < 0.4 else new
+    phrase = f"{adjectives} {new}" if adjectives and random.random() < 0.4 else described(new, random)
     topic = with_article(phrase)
     if random.random() < 0.35:
         topic += f" named {name}"
     if clause and random.random() < 0.5:
         topic += exchange(clause, old, new)
     return text[:at] + rest, topic
+
+
+def described(noun: str, random: Random) -> str:
+    """The noun, with one or two adjectives that the story does not know in two of five cases."""
+    count = random.choice((0, 0, 0, 1, 2))
+    return " ".join((*random.sample(ADJECTIVES, count), noun))
 
 
 def choose(text: str, taken: str, random: Random) -> tuple[str, str] | None:

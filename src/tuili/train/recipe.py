@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from tuili.base.config import read_toml
 from tuili.base.errors import ConfigError, nearest
 
 
@@ -19,6 +19,8 @@ class DataRecipe:
     max_len: int = 1024
     #: Share of the documents that are told with another hero, place or thing than the corpus has.
     recast: float = 0.0
+    #: Share of the documents that are plain text, without a chat around them.
+    raw: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class TrainRecipe:
     weight_decay: float = 0.1
     betas: tuple[float, ...] = (0.9, 0.95)
     grad_clip: float = 1.0
-    dtype: str = "bfloat16"
+    #: What forward and backward run in; auto: bfloat16 on GPUs and on CPUs that have it in hardware, else float32.
+    dtype: str = "auto"
     seed: int = 0
     #: Begin with the weights of this model directory (a second stage); empty: with random ones.
     start: str = ""
@@ -75,6 +78,8 @@ class ReportRecipe:
     eval_documents: int = 40
     sample_tokens: int = 300
     sample_prompts: tuple[str, ...] = ("Tell a bedtime story about a dragon who is afraid of the dark.",)
+    #: Raw texts that the samples continue.
+    openings: tuple[str, ...] = ("Once upon a time",)
     #: Topics asked for at the end, "a *fox* and a lighthouse": does the answer name the word between the stars?
     topics: tuple[str, ...] = ()
     #: Answers drawn for each topic, and their length.
@@ -94,7 +99,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if bool(self.train.steps) == bool(self.train.minutes):
             raise ConfigError("train: give either steps or minutes")
-        choices = (("optimizer", ("muon", "adamw")), ("dtype", ("bfloat16", "float32")))
+        choices = (("optimizer", ("muon", "adamw")), ("dtype", ("auto", "bfloat16", "float32")))
         for key, known in choices:
             if (value := getattr(self.train, key)) not in known:
                 raise ConfigError(f"train.{key}: unknown {value!r}.{nearest(value, known)}")
@@ -105,6 +110,9 @@ class Recipe:
                 raise ConfigError(
                     f"report.topics: {topic!r} has no word between stars, as in 'a *fox* and a lighthouse'"
                 )
+        for key in ("recast", "raw"):
+            if not 0 <= (share := getattr(self.data, key)) <= 1:
+                raise ConfigError(f"data.{key}: a share from 0 to 1, not {share}")
         m = self.model
         if m.num_heads % m.num_kv_heads:
             raise ConfigError(f"model: {m.num_heads} heads do not divide among {m.num_kv_heads} KV heads")
@@ -112,13 +120,9 @@ class Recipe:
 
 def load(path: Path) -> Recipe:
     """The recipe in TOML file ``path``; paths in it are relative to its folder. ConfigError names the key at fault."""
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no recipe at {path}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
-    recipe: Recipe = build(Recipe, content, "")
+    if not path.exists():
+        raise ConfigError(f"no recipe at {path}")
+    recipe: Recipe = build(Recipe, read_toml(path), "")
     here = path.resolve().parent
     given = recipe.tokenizer.path
     data = replace(recipe.data, path=str((here / recipe.data.path).resolve()))

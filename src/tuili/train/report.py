@@ -65,10 +65,10 @@ class Reporter:
             left = progress.seconds * (1 - done) / done / 60
             self.say(f"{done:6.1%}  {text}  {progress.tokens / 1e6:.1f} M tokens  {left:.0f} min left")
 
-    def evaluation(self, progress: Progress, loss: float) -> None:
-        """Tell of a held-out loss in nats per token."""
-        self._write(step=progress.step, tokens=progress.tokens, held_out_loss=loss)
-        self.say(f"step {progress.step}: held-out loss {loss:.4f}, perplexity {math.exp(loss):.2f}")
+    def evaluation(self, progress: Progress, loss: float, raw: float) -> None:
+        """Tell of the held-out losses of answers and of raw text in nats per token."""
+        self._write(step=progress.step, tokens=progress.tokens, held_out_loss=loss, held_out_raw_loss=raw)
+        self.say(f"step {progress.step}: held-out loss {loss:.4f}, perplexity {math.exp(loss):.2f}; raw {raw:.4f}")
 
     def say(self, text: str) -> None:
         if self.bar:

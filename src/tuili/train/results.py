@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from tuili.train import data
 from tuili.train.run import Run, prepared
-from tuili.train.sample import answer
+from tuili.train.sample import answer, continuation
 
 #: What a later stage's results keep of an earlier one's.
 STAGE = ("tokens", "step", "seconds", "loss_per_token", "machine", "recipe")
@@ -23,38 +23,48 @@ STAGE = ("tokens", "step", "seconds", "loss_per_token", "machine", "recipe")
 def measure(run: Run) -> dict[str, Any]:
     """Results of the run as it stands: losses on every held-out document, samples, tokens, time and machine."""
     with prepared(run.device):
-        loss = run.evaluate()
+        losses = {raw: run.evaluate(raw) for raw in (False, True)}
         generator = torch.Generator().manual_seed(run.recipe.train.seed)
         model = run.team.replicas[0].model
         limit = run.recipe.report.sample_tokens
         samples = {p: answer(model, run.tokenizer, p, limit, generator) for p in run.recipe.report.sample_prompts}
+        openings = {p: continuation(model, run.tokenizer, p, limit, generator) for p in run.recipe.report.openings}
         topics = {t: named(run, t, generator) for t in run.recipe.report.topics}
     recipe = asdict(run.recipe)
     for table in (recipe["data"], recipe["tokenizer"]):
         table["path"] = Path(table["path"]).name
     start = Path(recipe["train"]["start"]) if recipe["train"]["start"] else None
     recipe["train"]["start"] = start.name if start else ""
-    held_out = data.held_out(run.held_out, len(run.held_out.documents))
-    learned = sum(b.learned for b in held_out)
-    size = sum(byte_count(run.tokenizer, b.targets) for b in held_out)
     return {
         "name": run.recipe.name,
         "parameters": sum(w.numel() for w in run.master.values()),
         "training_documents": len(run.stories.documents),
         "training_tokens_per_epoch": run.stories.tokens(),
-        "held_out_documents": len(held_out),
+        "held_out_documents": len(run.held_out.documents),
+        **held_out(run, False, losses[False]),
+        "raw": held_out(run, True, losses[True]),
+        **asdict(run.progress),
+        "machine": machine(run.device, len(run.team.replicas)),
+        "samples": samples,
+        "openings": openings,
+        "topics": topics,
+        "recipe": recipe,
+        "earlier": earlier(start),
+    }
+
+
+def held_out(run: Run, raw: bool, loss: float) -> dict[str, float]:
+    """``loss``, in nats per token of the held-out documents as raw text or as answers, in other units too."""
+    batches = data.held_out(run.held_out, len(run.held_out.documents), raw)
+    learned = sum(b.learned for b in batches)
+    size = sum(byte_count(run.tokenizer, b.targets) for b in batches)
+    return {
         "held_out_tokens": learned,
         "held_out_bytes": size,
         "loss_per_token": loss,
         "perplexity_per_token": math.exp(loss),
         "bits_per_byte": loss * learned / size / math.log(2),
         "perplexity_per_byte": math.exp(loss * learned / size),
-        **asdict(run.progress),
-        "machine": machine(run.device, len(run.team.replicas)),
-        "samples": samples,
-        "topics": topics,
-        "recipe": recipe,
-        "earlier": earlier(start),
     }
 
 

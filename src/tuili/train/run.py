@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tuili.base.errors import ConfigError, TuiliError, nearest
+from tuili.base.hardware import probe
 from tuili.layers.decoder import Decoder
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model
@@ -23,6 +24,8 @@ from tuili.train.optimizer import Optimizer
 from tuili.train.prompts import Prompter
 from tuili.train.recipe import Recipe
 
+#: The checkpoint's file in a run's folder.
+CHECKPOINT = "checkpoint.safetensors"
 #: Arguments of glibc's mallopt.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -41,11 +44,12 @@ class Run:
         training = [d for d in documents if not d.held_out]
         self.tokenizer = self._tokenizer(training)
         prompter = Prompter(training)
-        made = (prompter, self.tokenizer, recipe.data, recipe.train.seed)
-        self.stories = data.Stories(training, *made)
-        self.held_out = data.Stories([d for d in documents if d.held_out], *made)
+        made = (prompter, self.tokenizer, recipe.data)
+        self.stories = data.Stories(training, *made, recipe.train.seed)
+        self.held_out = data.Stories([d for d in documents if d.held_out], *made, data.HELD_OUT_SEED)
         workers = recipe.train.workers or (1 if device.type != "cpu" else os.cpu_count() or 1)
-        self.team = loop.Team(model_spec(recipe), getattr(torch, recipe.train.dtype), device, workers)
+        dtype = dtype_of(recipe.train.dtype, device)
+        self.team = loop.Team(model_spec(recipe), dtype, device, workers)
         model = self.team.replicas[0].model
         loop.initialize(model, recipe.train.seed)
         if recipe.train.start:
@@ -53,7 +57,7 @@ class Run:
         self.master = {n: p.detach().float().clone() for n, p in model.named_parameters()}
         fast, slow = recipe.train.betas
         muon = recipe.train.optimizer == "muon"
-        self.optimizer = Optimizer(model, self.master, muon, (fast, slow), recipe.train.weight_decay)
+        self.optimizer = Optimizer(model, self.master, muon, (fast, slow), recipe.train.weight_decay, dtype)
         self.progress = checkpoint.Progress()
 
     def _tokenizer(self, training: list[corpus.Document]) -> Tokenizer:
@@ -98,16 +102,25 @@ class Run:
         p.tokens, p.learned = p.tokens + report.tokens, p.learned + report.learned
         return report, lr
 
-    def evaluate(self, limit: int | None = None) -> float:
-        """Held-out loss in nats per token of the answers."""
-        self.team.read(self.master)
-        return self.team.evaluate(data.held_out(self.held_out, limit or len(self.held_out.documents)))
+    def evaluate(self, raw: bool, limit: int | None = None) -> float:
+        """Loss in nats per token of the held-out documents as raw text, or as answers in chats; of the weights rounded
+        to bf16, as they are exported."""
+        self.team.read({name: weight.bfloat16() for name, weight in self.master.items()})
+        return self.team.evaluate(data.held_out(self.held_out, limit or len(self.held_out.documents), raw))
 
     def save(self) -> None:
-        checkpoint.save(self.out / "checkpoint", self.master, self.optimizer.state, self.progress, asdict(self.recipe))
+        checkpoint.save(self.out / CHECKPOINT, self.master, self.optimizer.state, self.progress, asdict(self.recipe))
 
     def resume(self) -> None:
-        self.progress = checkpoint.load(self.out / "checkpoint", self.master, self.optimizer.state)
+        self.progress = checkpoint.load(self.out / CHECKPOINT, self.master, self.optimizer.state)
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that ``name`` stands for; "auto" is the faster one on ``device``."""
+    if name == "auto":
+        name = "bfloat16" if device.type != "cpu" or probe().fast_bfloat16 else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def start_from(directory: str, model: Decoder) -> None:
@@ -129,7 +142,7 @@ def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool
         raise ConfigError(f"unknown device {device!r}.{nearest(device, ('auto', 'cpu', 'cuda'))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: torch sees no CUDA device here; use --device cpu")
-    if not resume and (out / "checkpoint").exists():
+    if not resume and (out / CHECKPOINT).exists():
         raise ConfigError(f"{out} holds a checkpoint; go on with --resume, or choose another --out")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     run = Run(recipe, archive, out, torch.device(chosen))

@@ -17,6 +17,8 @@ from tuili.layers.shapes import projections
 from tuili.layers.sizes import parameters
 from tuili.layers.spec import ModelSpec, Rounded
 from tuili.models import Family, family_of
+from tuili.models.fields import shown
+from tuili.models.names import expand
 from tuili.models.quantized.layout import Layout
 from tuili.quant.scheme import Scheme
 
@@ -53,9 +55,9 @@ def layouts_of(config: Mapping[str, Any], family: type[Family], spec: ModelSpec)
         return {}
     named = settings.get("quant_method")
     try:
-        method = methods.get(str(named))(settings)
+        method = methods.get(named if isinstance(named, str) else shown(named))(settings)
     except ConfigError as error:
-        raise ModelError(f"config.json: quantization_config: quant_method={named!r}: {error}") from error
+        raise ModelError(f"config.json: quantization_config: quant_method={shown(named)}: {error}") from error
     found = {}
     for module, ours, _ in _matrices(family, spec):
         names = (module, *_aliases(module, family.prefixes))
@@ -67,9 +69,12 @@ def layouts_of(config: Mapping[str, Any], family: type[Family], spec: ModelSpec)
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     settings = config.get("quantization_config") or config.get("compression_config")
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ModelError(f"config.json: quantization_config={settings!r} must be a table")
-    return settings
+    if settings is None:
+        return None
+    if not isinstance(settings, Mapping):
+        raise ModelError(f"config.json: quantization_config={shown(settings)} must be a table")
+    # ModelOpt may write its own name as the producer's only.
+    return {"quant_method": "modelopt", **settings} if "quant_algo" in settings else settings
 
 
 def _aliases(module: str, prefixes: Mapping[str, str]) -> Iterator[str]:
@@ -82,11 +87,9 @@ def _aliases(module: str, prefixes: Mapping[str, str]) -> Iterator[str]:
 def _matrices(family: type[Family], spec: ModelSpec) -> Iterator[tuple[str, str, int | None]]:
     """The checkpoint's module, ours, and which part of ours it is, of every matrix of the model."""
     shapes = parameters(spec)
-    for pattern, target in family.names.items():
-        ours, part = (target, None) if isinstance(target, str) else target
-        for layer in range(spec.num_layers if "{}" in pattern else 1):
-            if len(shapes.get(f"{ours.format(layer)}.weight", ())) == 2:
-                yield pattern.format(layer), ours.format(layer), part
+    for theirs, ours, part in expand(family.names, spec.num_layers):
+        if len(shapes.get(f"{ours}.weight", ())) == 2:
+            yield theirs, ours, part
 
 
 def _rounded(config: Mapping[str, Any], family: type[Family], spec: ModelSpec, found: dict[str, Layout]) -> Rounded:

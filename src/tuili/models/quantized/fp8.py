@@ -9,7 +9,9 @@ from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
 from tuili.models.quantized.layout import Bytes, Grid, Layout, scheme_for
-from tuili.models.quantized.settings import WHERE, is_head, left_out
+from tuili.models.quantized.patterns import WHERE
+from tuili.models.quantized.settings import is_head, left_out
+from tuili.quant.scheme import BLOCK
 
 log = get(__name__)
 
@@ -18,15 +20,12 @@ log = get(__name__)
 class FP8:
     def __init__(self, config: Mapping[str, Any]):
         fields = Fields(config, WHERE)
-        if str(config.get("fmt") or "e4m3") != "e4m3":
-            raise fields.wrong("fmt", "'e4m3'")
-        if config.get("activation_scheme", "dynamic") not in ("dynamic", "static"):
-            raise fields.wrong("activation_scheme", "'dynamic' or 'static'")
-        if config.get("activation_scheme") == "static":
+        fields.choice("fmt", ("e4m3",), "e4m3")
+        if fields.choice("activation_scheme", ("dynamic", "static"), "dynamic") == "static":
             log.info("activation_scheme='static': activations are rounded row by row, by their own range instead")
         block = config.get("weight_block_size")
-        if block is not None and (not isinstance(block, list) or len(block) != 2):
-            raise fields.wrong("weight_block_size", "[128, 128] or null")
+        if block is not None and block != [BLOCK, BLOCK]:
+            raise fields.wrong("weight_block_size", f"[{BLOCK}, {BLOCK}] or null")
         grid = Grid(*block) if block else Grid(0, 0)
         self.kept = left_out(fields, "modules_to_not_convert", "ignored_layers")
         scheme = scheme_for(8, True, grid, True, False, fields.where)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 #: A module's tensors by the ends of their names.
 Files = Mapping[str, "torch.Tensor"]
+#: What safetensors calls the dtypes that scales may have, and whole numbers.
+SCALES, INTEGERS = ("F32", "BF16", "F16"), ("I64", "I32")
 #: AWQ: the column (of eight) whose code is in nibble p of a word, low first.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -73,6 +75,11 @@ class Layout(ABC):
     #: Ends of names that may be there too.
     optional: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    @abstractmethod
+    def dtypes(self) -> Mapping[str, tuple[str, ...]]:
+        """The dtypes that those tensors may have, in safetensors' words, by the ends of their names."""
+
     @abstractmethod
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
         """Ends of the names of what must be there, and the shapes that each may have."""
@@ -86,7 +93,7 @@ class Layout(ABC):
         """Rows [start, end) as ``scheme`` wants them; it differs from ours only in where scales are repeated."""
 
     def check(self, module: str, files: Files, out: int, into: int) -> None:
-        """ModelError for what the optional tensors say that is not supported, and for other dtypes."""
+        """ModelError for what the optional tensors say that is not supported."""
         for name in ("g_idx", "weight_g_idx"):
             if name in files:
                 _refuse_order(f"{module}.{name}", files[name], into, self.grid.width or into)
@@ -118,11 +125,6 @@ def _refuse_order(name: str, order: torch.Tensor, into: int, width: int) -> None
         )
 
 
-def _refuse_dtype(name: str, tensor: torch.Tensor, *wanted: torch.dtype) -> None:
-    if tensor.dtype not in wanted:
-        raise ModelError(f"{name} is {tensor.dtype}, and config.json says {' or '.join(map(str, wanted))}")
-
-
 # Codes in words of 32 bits --------------------------------------------------------------------------------------------
 
 
@@ -145,6 +147,14 @@ def _signed(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 # Compressed-tensors, and FP8 of transformers and vLLM -----------------------------------------------------------------
 
+#: What describes a matrix and the activations that were seen before it.
+INPUTS = {
+    "weight_shape": INTEGERS,
+    "weight_g_idx": INTEGERS,
+    "input_scale": SCALES,
+    "input_zero_point": ("I8", "F8_E4M3", *INTEGERS, *SCALES),
+}
+
 
 @dataclass(frozen=True)
 class Bytes(Layout):
@@ -153,18 +163,19 @@ class Bytes(Layout):
     scale: str = "weight_scale"
     optional = frozenset({"weight_zero_point", "weight_shape", "weight_g_idx", "input_scale", "input_zero_point"})
 
+    @property
+    def dtypes(self) -> Mapping[str, tuple[str, ...]]:
+        code = "F8_E4M3" if self.scheme.format == "fp8" else "I8"
+        zeros = {"weight_zero_point": (code, "I8", *(INTEGERS + SCALES if self.scheme.symmetric else ()))}
+        return INPUTS | zeros | {"weight": (code,), self.scale: SCALES}
+
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
         shapes = self.grid.shapes(out, into)
         zeros = {} if self.scheme.symmetric else {"weight_zero_point": shapes}
         return {"weight": ((out, into),), self.scale: shapes} | zeros
 
     def check(self, module: str, files: Files, out: int, into: int) -> None:
-        import torch
-
         super().check(module, files, out, into)
-        floating = self.scheme.format == "fp8"
-        _refuse_dtype(f"{module}.weight", files["weight"], torch.float8_e4m3fn if floating else torch.int8)
-        _refuse_dtype(f"{module}.{self.scale}", files[self.scale], torch.float32, torch.bfloat16, torch.float16)
         if self.scheme.symmetric and "weight_zero_point" in files and bool(files["weight_zero_point"].float().any()):
             raise ModelError(f"{module}.weight_zero_point is not zero, and config.json says symmetric")
 
@@ -196,6 +207,10 @@ class Packed(Layout):
     bits: int = 4
     optional = frozenset({"weight_shape", "weight_g_idx", "input_scale", "input_zero_point"})
 
+    @property
+    def dtypes(self) -> Mapping[str, tuple[str, ...]]:
+        return INPUTS | {"weight_packed": ("I32",), "weight_scale": SCALES, "weight_zero_point": ("I32",)}
+
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
         scales = self.grid.shape(out, into)
         zeros: dict[str, tuple[Shape, ...]] = {"weight_zero_point": ((_words(scales[0], self.bits), scales[1]),)}
@@ -204,12 +219,6 @@ class Packed(Layout):
             "weight_scale": self.grid.shapes(out, into),
         }
         return packed if self.scheme.symmetric else packed | zeros
-
-    def check(self, module: str, files: Files, out: int, into: int) -> None:
-        import torch
-
-        super().check(module, files, out, into)
-        _refuse_dtype(f"{module}.weight_packed", files["weight_packed"], torch.int32)
 
     def scales(self, files: Files, out: int, into: int) -> torch.Tensor:
         return files["weight_scale"].reshape(self.grid.shape(out, into))
@@ -232,6 +241,8 @@ def _words(count: int, bits: int) -> int:
 
 # GPTQ and AWQ: the matrix lies transposed -----------------------------------------------------------------------------
 
+WORDS = {"qweight": ("I32",), "qzeros": ("I32",), "scales": SCALES, "g_idx": INTEGERS}
+
 
 @dataclass(frozen=True)
 class Gptq(Layout):
@@ -243,6 +254,7 @@ class Gptq(Layout):
     bits: int = 4
     shift: int = 1
     optional = frozenset({"g_idx", "bias"})
+    dtypes = WORDS
 
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
         groups = self.grid.shape(out, into)[1]
@@ -279,6 +291,8 @@ class Gptq(Layout):
 @dataclass(frozen=True)
 class Awq(Layout):
     """``qweight`` [in, out words] and ``qzeros`` [groups, out words], columns of a word in AWQ's order."""
+
+    dtypes = WORDS
 
     def tensors(self, out: int, into: int) -> dict[str, tuple[Shape, ...]]:
         groups = self.grid.shape(out, into)[1]

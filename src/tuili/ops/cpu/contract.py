@@ -332,20 +332,20 @@ KERNELS = (
     ),
 )
 
-#: No op of the table, but part of captured steps: what a decode step of ``count`` rows reads, from what the host knows
-#: of each: its position and its row of ``blocks``. ``slots``: where its K and V go; ``context``: the positions that it
-#: has then; ``table``: its blocks, as many as it uses.
+#: No op of the table, but part of captured steps: what a step reads whose ``requests`` compute ``each`` as many
+#: positions, from what the host knows of them: the positions, and the row of ``blocks`` of each request. ``slots``:
+#: where K and V go; ``context``: the positions that a request has then; ``table``: its blocks, as many as it uses.
 LOCATE = Kernel(
     "locate",
     "locate",
     "LocateArgs",
     (
-        ids("positions", "count", "stride * block_size"),
-        ids("rows", "count", "lines"),
+        ids("positions", "requests each", "stride * block_size"),
+        ids("rows", "requests", "lines"),
         read("blocks", "lines stride", "int64"),
-        written("slots", "count", "int64"),
-        written("context", "count", "int64"),
-        written("table", "count stride", "int64"),
+        written("slots", "requests each", "int64"),
+        written("context", "requests", "int64"),
+        written("table", "requests stride", "int64"),
         Size("block_size"),
     ),
     ("block_size > 0",),

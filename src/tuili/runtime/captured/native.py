@@ -31,31 +31,40 @@ log = get(__name__)
 
 
 class Inputs:
-    """What a decode step reads, at fixed addresses: an entry, or row of the block table, per row of the batch.
+    """What a step reads, at fixed addresses: of each request its row of the block table ``blocks``, of each of its
+    positions, up to ``longest``, where it is and the id there.
 
-    The caller writes ``ids``, ``positions`` and ``rows`` (where each one's blocks stand in ``blocks``); the first call
-    of a step makes the rest of them.
+    The caller writes ``ids``, ``positions`` and ``rows``; the first call of a step makes the rest of them.
     """
 
-    def __init__(self, parts: Parts):
+    def __init__(self, parts: Parts, longest: int):
         self.parts, self.blocks = parts, parts.table.numpy()
-        max_rows, columns = self.blocks.shape
-        self.ids, self.positions, self.rows, self.slots, self.context = np.zeros((5, max_rows), np.int64)
-        self.table = np.zeros((max_rows, columns), np.int64)
-        self.starts = np.arange(max_rows + 1)
+        max_rows = len(self.blocks)
+        self.rows, self.context = np.zeros((2, max_rows), np.int64)
+        self.ids, self.positions, self.slots = np.zeros((3, max_rows * longest), np.int64)
+        self.table = np.zeros_like(self.blocks)
 
-    def locate(self, n: int) -> None:
-        """Slots, context lengths and block table of the first ``n`` rows."""
-        made = (self.slots[:n], self.context[:n], self.table[:n])
-        tensors = map(torch.from_numpy, (self.positions[:n], self.rows[:n], self.blocks, *made))
-        cpu.kernels.locate(*tensors, self.parts.kv.block_size)
+    def write(self, step: StepInputs, shape: Shape) -> None:
+        requests, each = shape
+        self.ids[: requests * each], _ = step.ids()
+        self.rows[:requests] = [row.index for row in step.rows]
+        starts = [chunk.start for chunk in step.plan.chunks]
+        np.add.outer(starts, np.arange(each), out=self.positions[: requests * each].reshape(shape))
 
-    def batch(self, n: int) -> ForwardBatch:
-        """The batch of the first ``n`` rows: views, so that one batch serves all steps of ``n`` rows."""
-        whole = (self.positions, self.slots, self.context, self.table)
-        positions, slots, context, table = (torch.from_numpy(array[:n]) for array in whole)
-        starts = torch.from_numpy(self.starts[: n + 1])
-        return ForwardBatch(positions, slots, starts, context, table, 1, self.parts.attention)
+    def locate(self, shape: Shape) -> None:
+        """Slots, context lengths and block table of the requests of ``shape``."""
+        requests, each = shape
+        positions, slots = (part[: requests * each].reshape(shape) for part in (self.positions, self.slots))
+        given = positions, self.rows[:requests], self.blocks, slots, self.context[:requests], self.table[:requests]
+        cpu.kernels.locate(*map(torch.from_numpy, given), self.parts.kv.block_size)
+
+    def batch(self, shape: Shape) -> ForwardBatch:
+        """The batch of ``shape``: views, so that one batch serves all steps of it."""
+        requests, each = shape
+        rows, bounds = slice(requests * each), torch.from_numpy(np.arange(0, requests * each + 1, each))
+        positions, slots = torch.from_numpy(self.positions[rows]), torch.from_numpy(self.slots[rows])
+        context, table = torch.from_numpy(self.context[:requests]), torch.from_numpy(self.table[:requests])
+        return ForwardBatch(positions, slots, bounds, context, table, each, self.parts.attention)
 
 
 @dataclass
@@ -72,15 +81,15 @@ class Recording:
 
 
 class NativeSteps:
-    """Captured steps of C++ kernels, where the device is the host."""
+    """Captured steps of C++ kernels, where the device is the host; of up to ``longest`` positions of a request."""
 
     memory: torch.Tensor | None = None
 
-    def __init__(self, parts: Parts):
-        self.parts = parts
-        self.inputs = Inputs(parts)
+    def __init__(self, parts: Parts, longest: int = 1):
+        self.parts, self.longest = parts, longest
+        self.inputs = Inputs(parts, longest)
         self.why = ""
-        self._workspace = Workspace(len(parts.table))
+        self._workspace = Workspace(len(parts.table) * longest)
         self._recordings: dict[Shape, Recording] = {}
 
     @property
@@ -88,15 +97,13 @@ class NativeSteps:
         return sorted(self._recordings)
 
     def fit(self, step: StepInputs) -> bool:
-        return step.shape is not None and not self.why
+        return step.shape is not None and step.shape[1] <= self.longest and not self.why
 
     def load(self, step: StepInputs) -> Sequence[np.ndarray]:
         """Write the inputs, which are the device's own. The team's threads may wake up meanwhile."""
+        assert step.shape is not None
         cpu.wake()
-        count, inputs = len(step.rows), self.inputs
-        inputs.ids[:count], _ = step.ids()
-        inputs.positions[:count] = [chunk.start for chunk in step.plan.chunks]
-        inputs.rows[:count] = [row.index for row in step.rows]
+        self.inputs.write(step, step.shape)
         return ()
 
     def logits(self, shape: Shape) -> torch.Tensor | None:
@@ -129,10 +136,9 @@ class NativeSteps:
         return Recording(cpu.Program(calls), self._workspace.unlent(logits), guard.seen), logits.clone()
 
     def _eager(self, shape: Shape) -> torch.Tensor:
-        rows, _ = shape
-        self.inputs.locate(rows)
-        ids, batch, model = torch.from_numpy(self.inputs.ids[:rows]), self.inputs.batch(rows), self.parts.model
-        return model.logits(model.forward(model.embed(ids), batch, self.parts.kv))
+        self.inputs.locate(shape)
+        ids, batch, model = self.inputs.ids[: shape[0] * shape[1]], self.inputs.batch(shape), self.parts.model
+        return model.logits(model.forward(model.embed(torch.from_numpy(ids)), batch, self.parts.kv))
 
     def _give_up(self, why: str) -> None:
         self.why = why

@@ -98,13 +98,13 @@ struct LinearArgs {
 
 // locate.
 struct LocateArgs {
-    const int64_t* positions;  // [count]
-    const int64_t* rows;  // [count]
+    const int64_t* positions;  // [requests each]
+    const int64_t* rows;  // [requests]
     const int64_t* blocks;  // [lines stride]
-    int64_t* slots;  // [count]
-    int64_t* context;  // [count]
-    int64_t* table;  // [count stride]
-    int64_t block_size, count, lines, stride;
+    int64_t* slots;  // [requests each]
+    int64_t* context;  // [requests]
+    int64_t* table;  // [requests stride]
+    int64_t block_size, each, lines, requests, stride;
 };
 
 // logprobs.
@@ -251,8 +251,8 @@ inline const Fault* check(const GatherArgs& a) {
 
 inline const Fault* check(const LocateArgs& a) {
     const Fault* found = nullptr;
-    if (!found) found = outside<int64_t>("locate", "positions", a.positions, a.count, 0, a.stride * a.block_size - 1);
-    if (!found) found = outside<int64_t>("locate", "rows", a.rows, a.count, 0, a.lines - 1);
+    if (!found) found = outside<int64_t>("locate", "positions", a.positions, a.requests * a.each, 0, a.stride * a.block_size - 1);
+    if (!found) found = outside<int64_t>("locate", "rows", a.rows, a.requests, 0, a.lines - 1);
     return found;
 }
 
@@ -274,4 +274,4 @@ inline const Fault* check(const WriteArgs& a) {
     return found;
 }
 
-#define TUILI_ABI "e571dc017e2dd87a"
+#define TUILI_ABI "a9eb134263c0a119"

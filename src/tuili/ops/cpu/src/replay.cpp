@@ -9,12 +9,13 @@ extern "C" {
 
 const Fault* tuili_locate(const LocateArgs* a) {
     if (const Fault* found = check(*a)) return found;
-    for (int64_t i = 0; i < a->count; i++) {
-        const int64_t* blocks = a->blocks + a->rows[i] * a->stride;
-        int64_t column = a->positions[i] / a->block_size;
-        a->slots[i] = blocks[column] * a->block_size + a->positions[i] % a->block_size;
-        a->context[i] = a->positions[i] + 1;
-        memcpy(a->table + i * a->stride, blocks, (column + 1) * sizeof(int64_t));
+    for (int64_t i = 0; i < a->requests; i++) {
+        const int64_t *blocks = a->blocks + a->rows[i] * a->stride, *positions = a->positions + i * a->each;
+        for (int64_t j = 0; j < a->each; j++)
+            a->slots[i * a->each + j] = blocks[positions[j] / a->block_size] * a->block_size + positions[j] % a->block_size;
+        int64_t last = positions[a->each - 1];
+        a->context[i] = last + 1;
+        memcpy(a->table + i * a->stride, blocks, (last / a->block_size + 1) * sizeof(int64_t));
     }
     return nullptr;
 }
