@@ -31,7 +31,7 @@ from tuili.models.checkpoint import open_checkpoint
 from tuili.models.shards import weight_files
 from tuili.models.weights import load_model
 from tuili.ops.cpu import Arena
-from tuili.plan.memory import widths_of
+from tuili.plan.memory import ways_to_keep
 from tuili.plan.model import open_spec
 from tuili.quant.formats import format_of
 from tuili.quant.scheme import Scheme
@@ -182,10 +182,9 @@ def test_a_quantized_model_from_its_config_alone(tmp_path: Path) -> None:
     tables, norms = 2 * 151936 * 5120, 64 * (2 * 5120 + 2 * 128) + 5120
     inside = count - tables - norms
     assert weight_bytes(spec, "bfloat16") == 2 * (tables + norms) + inside + inside // 128**2 * 4
-    (width,) = widths_of(spec, None, "bfloat16,int8")
-    assert (width.name, width.scheme) == ("fp8 bfloat16", None)
+    assert ways_to_keep(spec, None, "bfloat16,int8") == {"fp8 bfloat16": ("bfloat16", None)}
     with pytest.raises(ConfigError, match="quantized already"):
-        widths_of(spec, "int8", "bfloat16")
+        ways_to_keep(spec, "int8", "bfloat16")
 
 
 def test_llama_3_worked_example() -> None:

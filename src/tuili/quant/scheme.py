@@ -34,6 +34,12 @@ class Scheme:
     wide_scales: bool = False
     table: str = ""
 
+    def __str__(self) -> str:
+        """As ``int4 g32 zeros``."""
+        size = f"{self.height}x{self.group}" if self.height > 1 else f"g{self.group}" if self.group else ""
+        parts = (self.format, size, "" if self.symmetric else "zeros", "weight-only" if self.weight_only else "")
+        return " ".join(part for part in parts if part)
+
     def of(self, module: str) -> Scheme:
         """The scheme of a decoder's matrix ``module``."""
         if not self.table or module not in TABLES:
