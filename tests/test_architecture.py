@@ -39,7 +39,7 @@ FLOORS = {
 
 #: Modules that must be importable where torch is not installed.
 NO_TORCH = (
-    *("base", "core", "quant.scheme", "quant.size", "layers.spec", "layers.sizes", "models"),
+    *("base", "core", "quant.scheme", "quant.formats", "layers.spec", "layers.sizes", "models"),
     *("engine.engine", "engine.outputs", "engine.resolve", "executors.simulated", "bench", "plan", "cli"),
 )
 

@@ -9,8 +9,8 @@ from tuili.base.hardware import Hardware
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.layers.sizes import pool_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
+from tuili.quant.formats import BYTES
 from tuili.quant.scheme import scheme_of
-from tuili.quant.size import BYTES
 
 #: What a process takes on a card before it computes anything, until it is measured: CUDA's context, kernels' code.
 CONTEXT = 600 << 20
@@ -96,7 +96,7 @@ def _estimated(config: Config, spec: ModelSpec) -> Measured:
 
 
 def kernels_of(config: Config) -> str:
-    """Whose packing the weights of a resolved config get (``quant.scheme.packing_of``)."""
+    """Whose packing the weights of a resolved config get (``quant.formats.format_of``)."""
     return "triton" if on_device(config) else "cpu"
 
 

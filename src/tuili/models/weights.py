@@ -102,12 +102,11 @@ def load_model(
 
 def _tell(model: Decoder, packing: str) -> None:
     """Log what runs otherwise than its name says."""
-    from tuili.quant.scheme import packing_of
-
-    stored = [weight.scheme for module in model.modules() if (weight := _stored(module)) is not None]
-    if packing == "cpu" and (slow := {s.format for s in stored if s.wide_scales or packing_of(s, "cpu") == "bytes"}):
+    stored = [weight for module in model.modules() if (weight := _stored(module)) is not None]
+    slow = {w.scheme.format for w in stored if packing not in w.format.fast or w.scheme.wide_scales}
+    if packing == "cpu" and slow:
         log.warning("%s weights like these run on torch's references on a CPU: exact and slow", "/".join(sorted(slow)))
-    if packing != "cpu" and any(s.format == "int4" and not s.weight_only for s in stored):
+    if packing != "cpu" and any(w.scheme.format == "int4" and not w.scheme.weight_only for w in stored):
         log.info("int4 weights: on a device activations are not rounded (W4A16)")
 
 
