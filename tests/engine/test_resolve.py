@@ -255,5 +255,5 @@ def test_the_table_and_its_remedies(memory):
 def test_an_unknown_policy_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
     from tuili.engine.build import build
 
-    with pytest.raises(ConfigError, match="unknown scheduling policy 'fcfz'.*Did you mean 'fcfs'"):
+    with pytest.raises(ConfigError, match=r"'fcfz'.*Did you mean 'fcfs'"):
         build(Config(model=str(tmp_path), scheduling_policy="fcfz"))
