@@ -119,7 +119,7 @@ def load_weights(
     scheme: Scheme | None = None,
 ) -> None:
     """Fill ``model`` (on meta) from the checkpoint's ``*.safetensors``. ModelError lists all that is wrong."""
-    expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
+    expected, parameters = destinations(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
         files = [(path, stack.enter_context(open_file(path))) for path in weight_files(checkpoint.path)]
         needs = needs_of(expected, parameters, checkpoint.layouts)
@@ -242,7 +242,7 @@ def to_hf(model: Decoder, family: str | None = None) -> Iterator[tuple[str, torc
     Views of parameters; matrices that are stored in a format come as what they mean (of a rounded one: the rounded
     numbers), made one at a time. ``family`` is an architecture's name; by default the spec's own.
     """
-    for name, slot in slots(model, families.get(family or model.spec.family).names).items():
+    for name, slot in destinations(model, families.get(family or model.spec.family).names).items():
         path, kind = slot.parameter.rsplit(".", 1)
         module = model.get_submodule(path)
         stored = _stored(module) if kind == "weight" else None
@@ -256,7 +256,7 @@ def _stored(module: Any) -> Weight | None:
     return found
 
 
-def slots(model: Decoder, names: Names) -> dict[str, Destination]:
+def destinations(model: Decoder, names: Names) -> dict[str, Destination]:
     """Every tensor that a checkpoint of ``model`` has, by its name there, and where it goes: the table, walked."""
     modules = dict(model.named_modules())
     walked: dict[str, Destination] = {}
