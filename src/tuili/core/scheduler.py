@@ -305,6 +305,7 @@ class Scheduler:
             Chunk(request.id, start, count, tokens, drafts, sample, blocks, request.params, request.prompt_len, history)
         )
         step.entries.append(entry)
+        entry.planned = True
         step.budget -= count
         entry.in_flight += 1
         entry.guesses += drafts > 0
@@ -434,7 +435,9 @@ class Scheduler:
         assert not entry.in_flight, "law 3: a plan in flight mentions this request"
         self.cache.release(entry.table)
         self._rows -= 1
-        self._dropped.append(entry.request.id)
+        if entry.planned:
+            self._dropped.append(entry.request.id)
+            entry.planned = False
 
     def _preempt(self, entry: Entry) -> None:
         """Completion plus re-admission (law 2): only the ids and the rank are kept, so it goes before later ones."""
