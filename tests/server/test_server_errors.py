@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from scripted import Server, executor, run
+from scripted import END, TOKENIZER, Server, executor, run
 
 from tuili.base.errors import ConfigError
 from tuili.server.protocol import ChatRequest, CompletionRequest
@@ -146,6 +146,11 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("stop", 3),
     ("stop", ""),
     ("stop", ["a", ""]),
+    ("stop", [f"s{i}" for i in range(1000)]),
+    ("stop", "x" * 5000),
+    ("stop_token_ids", [5] * 600_000),
+    ("bad_words", [f"s{i}" for i in range(1000)]),
+    ("logit_bias", {str(i): 1 for i in range(2000)}),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", [2**40]),
     ("stop_token_ids", [5000]),
@@ -306,6 +311,24 @@ def test_a_trusted_template_may_still_be_wrong(make_server: Callable[..., Server
     refused(server, CHAT, {**ask, "chat_template": "{{ messages[7].content.x }}"}, "messages")
     refused(server, CHAT, {**ask, "chat_template": "{{ raise_exception('no') }}"}, "messages")
     refused(server, CHAT, {**ask, "chat_template": "{{ ''.__class__.__mro__ }}"}, "messages")
+
+
+def test_rules_that_leave_no_token(server: Server) -> None:
+    for stream in (False, True):
+        body = {"prompt": "x", "max_tokens": 5, "stream": stream}
+        refused(
+            server,
+            TEXT,
+            {**body, "allowed_token_ids": [65], "bad_words": [TOKENIZER.token_text(65)]},
+            "allowed_token_ids",
+        )
+        refused(server, TEXT, {**body, "allowed_token_ids": [END], "min_tokens": 2}, "allowed_token_ids")
+
+
+def test_a_seed_of_minus_one_is_random(server: Server) -> None:
+    body = {"prompt": "x", "max_tokens": 3, "temperature": 1.0, "seed": -1, "n": 8}
+    texts = {choice["text"] for _ in range(8) for choice in server.post(TEXT, body).json()["choices"][:1]}
+    assert len(texts) > 1
 
 
 def test_priority_with_its_policy(make_server: Callable[..., Server]) -> None:

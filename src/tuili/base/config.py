@@ -155,7 +155,10 @@ class Config:
         True, "Split long prompts over steps so that they do not stall the others.", group="scheduler"
     )
     max_num_queued_reqs: int | None = option(
-        None, "Waiting requests beyond which new ones are refused (HTTP 503).", group="scheduler", minimum=1
+        None,
+        "Requests that may wait beyond the max_num_seqs that run; more are refused (HTTP 503).",
+        group="scheduler",
+        minimum=1,
     )
 
     host: str = option("127.0.0.1", "Address to listen on.", group="server")
