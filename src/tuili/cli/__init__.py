@@ -75,4 +75,3 @@ def main(arguments: list[str] | None = None) -> None:
         if full:
             os._exit(1)  # leaving in order would try again to write what is left in the buffers, and fail loudly
         sys.exit(1)
-
