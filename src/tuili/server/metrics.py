@@ -99,7 +99,7 @@ class Family(Generic[V]):
 
     def __init__(self, registry: CollectorRegistry, name: str, help: str, labels: Sequence[str], make: Callable[[], V]):
         self.name, self.help, self.labels = name, help, labels
-        self.make = make
+        self.make: Callable[[], V] = make
         self.values: dict[tuple[str, ...], V] = {}
         registry.register(self)
 
@@ -142,7 +142,7 @@ class Labelled:
         return lambda value: family.of(*self.values, value)
 
     def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Spread:
-        return Family(self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
+        return Family[Spread](self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
 
 
 class RequestMetrics:
@@ -255,7 +255,7 @@ class FrontendMetrics:
         self.http_requests = Family(
             make.registry, "http_requests", "HTTP requests by route.", (*labels, "status"), Count
         )
-        self.http_seconds = Family(
+        self.http_seconds = Family[Spread](
             make.registry,
             "http_request_duration_seconds",
             "Until the last byte of the answer.",
