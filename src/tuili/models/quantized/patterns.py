@@ -22,7 +22,7 @@ _parser: Any = importlib.import_module("re._parser")
 LONGEST, MOST_STEPS = 1000, 5_000_000
 
 
-class Matcher:
+class NameMatcher:
     """Matches patterns with names until ``left`` steps are used up."""
 
     def __init__(self, left: int = MOST_STEPS):
@@ -44,7 +44,7 @@ class Matcher:
 @dataclass(frozen=True)
 class _Text:
     name: str
-    matcher: Matcher
+    matcher: NameMatcher
 
 
 WHERE = "config.json: quantization_config"
