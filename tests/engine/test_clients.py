@@ -217,6 +217,28 @@ def test_an_idle_engine_sleeps_and_wakes():
         asyncio.run(main(client))
 
 
+def test_the_books_are_checked_in_a_rest_that_lasts(monkeypatch):
+    monkeypatch.setattr("tuili.engine.client.REST", 0.02)
+    run, checks = engine(), []
+    check = run.scheduler.check_integrity
+    monkeypatch.setattr(run.scheduler, "check_integrity", lambda: checks.append(run.steps) or check())
+
+    async def main(client):
+        for round in range(2):
+            await collect(client, request("r"))
+            await asyncio.sleep(0.3)
+            assert len(checks) == round + 1
+        monkeypatch.setattr(run.scheduler.cache, "check_integrity", lambda: [][0])
+        await collect(client, request("last"))
+        await asyncio.sleep(0.3)
+        assert not client.healthy()
+        with pytest.raises(EngineDead, match="books disagree"):
+            await collect(client, request("late"))
+
+    with client_of(run) as client:
+        asyncio.run(main(client))
+
+
 def test_one_wake_up_per_step_and_loop():
     async def main(client):
         loop = asyncio.get_running_loop()

@@ -30,6 +30,8 @@ FORKED = "the process was forked while the engine was at work; fork before the f
 LOOK = 0.1
 #: Seconds for which news of requests that go on are kept together, for who waits for their end.
 PAUSE = 0.05
+#: Seconds without work after which there is time to check the books.
+REST = 1.0
 
 
 class EngineClosed(EngineDead):
@@ -240,6 +242,7 @@ class ThreadClient:
         self._streams: dict[str, Stream] = {}  # of the engine's thread, like the next two
         self._outbox: dict[Hashable, list[tuple[Stream, Item]]] = defaultdict(list)
         self._leaving: list[tuple[Sequence[str], threading.Event]] = []
+        self._checked = 0  # steps, when the books were last checked
         self._stopping = False
         #: Why nothing is accepted any more; set before the last look into the inbox.
         self._ended: EngineDead | None = None
@@ -309,9 +312,7 @@ class ThreadClient:
                 self._deliver()
                 self._release()
                 if not busy:
-                    self._asleep = True
-                    self._wake.wait()
-                    self._asleep = False
+                    self._rest()
                 self._wake.clear()
             self._end(self._ended or EngineClosed(CLOSED))
         except EngineDead as dead:
@@ -321,6 +322,15 @@ class ThreadClient:
             log.critical("the engine's thread died", exc_info=error)
             self._end(EngineDead(f"the engine's thread died: {type(error).__name__}: {error}"))
             raise
+
+    def _rest(self) -> None:
+        """Sleep until something is asked for; in a rest that lasts the books are checked, once after each work."""
+        self._asleep = True
+        if not self._wake.wait(REST) and self._checked != self.engine.steps:
+            self._checked = self.engine.steps
+            self.engine.check_integrity()
+        self._wake.wait()
+        self._asleep = False
 
     def _read_inbox(self) -> None:
         while self._inbox:
