@@ -66,6 +66,37 @@ def test_a_bug_in_the_books_of_one_request_ends_it_alone(depth: int, others: str
     assert "TypeError" in loop.last("b").error
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("part", ["cache.lookup", "cache.admit", "_start", "cache.count_query", "_add_chunk", "_offer"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_fault_while_one_is_admitted_ends_it_alone(
+    part: str, after: bool, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the part had done already: nothing of it stays, and those behind it in the queue come in."""
+    loop = SimLoop(depth=depth)
+    *owner, name = part.split(".")
+    holder = getattr(loop.scheduler, owner[0]) if owner else loop.scheduler
+    whole, calls = getattr(holder, name), []
+
+    def fails(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1 and not after:
+            raise ZeroDivisionError("bug")
+        made = whole(*args, **kwargs)
+        if len(calls) == 1:
+            raise ZeroDivisionError("bug")
+        return made
+
+    monkeypatch.setattr(holder, name, fails)
+    requests = [request(id, [i, 2, 3], 8) for i, id in enumerate("abc")]
+    loop.add(*requests)
+    loop.drain()
+    loop.assert_naive(*requests[1:])
+    assert loop.last("a").finish == FinishReason.ERROR
+    assert "ZeroDivisionError in the scheduler: bug" in loop.last("a").error
+    loop.scheduler.check_integrity()
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_readers_of_a_failed_writer_start_over(depth: int) -> None:
     """Requests of one step share blocks that one of them is still writing. It fails, and leaves garbage there."""

@@ -217,28 +217,6 @@ def test_an_idle_engine_sleeps_and_wakes():
         asyncio.run(main(client))
 
 
-def test_the_books_are_checked_in_a_rest_that_lasts(monkeypatch):
-    monkeypatch.setattr("tuili.engine.client.REST", 0.02)
-    run, checks = engine(), []
-    check = run.scheduler.check_integrity
-    monkeypatch.setattr(run.scheduler, "check_integrity", lambda: checks.append(run.steps) or check())
-
-    async def main(client):
-        for round in range(2):
-            await collect(client, request("r"))
-            await asyncio.sleep(0.3)
-            assert len(checks) == round + 1
-        monkeypatch.setattr(run.scheduler.cache, "check_integrity", lambda: [][0])
-        await collect(client, request("last"))
-        await asyncio.sleep(0.3)
-        assert not client.healthy()
-        with pytest.raises(EngineDead, match="books disagree"):
-            await collect(client, request("late"))
-
-    with client_of(run) as client:
-        asyncio.run(main(client))
-
-
 def test_one_wake_up_per_step_and_loop():
     async def main(client):
         loop = asyncio.get_running_loop()
@@ -318,3 +296,24 @@ def test_a_loop_that_went_away_leaves_nothing_behind():
         thread.join()
         asyncio.run(idle(client))
         assert client.engine.snapshot().kv_blocks_used == 0
+
+
+def test_the_books_are_checked_when_nothing_is_asked(monkeypatch):
+    """A block that nobody holds and nobody gave back ends the engine, before somebody is given what another writes."""
+    monkeypatch.setattr("tuili.engine.client.IDLE", 0.01)
+
+    async def main(client):
+        assert await collect(client, request("a", max_tokens=3))
+        await asyncio.sleep(0.05)
+        assert client.healthy()
+        client.engine.scheduler.cache._refs[5] += 1
+        assert await collect(client, request("b", max_tokens=3))
+        for _ in range(500):
+            if not client.healthy():
+                break
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineDead, match="books disagree"):
+            await collect(client, request("c", max_tokens=3))
+
+    with client_of(engine(blocks=128)) as client:
+        asyncio.run(main(client))

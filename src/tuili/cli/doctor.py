@@ -222,7 +222,7 @@ def plugins() -> Check:
 
     found: list[str] = []
     broken: dict[str, str] = {}
-    for module in ("tuili.models", "tuili.core.policies", "tuili.quant.weight"):
+    for module in ("tuili.models", "tuili.core.policies", "tuili.quant.formats"):
         registries = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, Registry)]
         for registry in registries:
             found.append(f"{len(registry.names())} of kind {registry.kind}")

@@ -32,6 +32,8 @@ class Entry:
     state: State = State.WAITING
     #: Plans in flight that mention it, and of those the ones with drafts: how far they get is not known yet.
     in_flight: int = 0
+    #: A plan mentioned it since it was admitted: the runner has a row for it.
+    planned: bool = False
     guesses: int = 0
     #: It read KV that a failed request was to write: forget what comes back, then compute everything again.
     poisoned: bool = False

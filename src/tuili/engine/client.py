@@ -28,10 +28,10 @@ CLOSED = "the engine was closed before the request was done"
 FORKED = "the process was forked while the engine was at work; fork before the first request, or when all are done"
 #: Seconds between two looks whether the engine's thread is still there, for who waits for it to let go of requests.
 LOOK = 0.1
+#: Seconds without work after which the books are checked.
+IDLE = 1.0
 #: Seconds for which news of requests that go on are kept together, for who waits for their end.
 PAUSE = 0.05
-#: Seconds without work after which there is time to check the books.
-REST = 1.0
 
 
 class EngineClosed(EngineDead):
@@ -242,7 +242,6 @@ class ThreadClient:
         self._streams: dict[str, Stream] = {}  # of the engine's thread, like the next two
         self._outbox: dict[Hashable, list[tuple[Stream, Item]]] = defaultdict(list)
         self._leaving: list[tuple[Sequence[str], threading.Event]] = []
-        self._checked = 0  # steps, when the books were last checked
         self._stopping = False
         #: Why nothing is accepted any more; set before the last look into the inbox.
         self._ended: EngineDead | None = None
@@ -312,7 +311,7 @@ class ThreadClient:
                 self._deliver()
                 self._release()
                 if not busy:
-                    self._rest()
+                    self._sleep()
                 self._wake.clear()
             self._end(self._ended or EngineClosed(CLOSED))
         except EngineDead as dead:
@@ -323,13 +322,12 @@ class ThreadClient:
             self._end(EngineDead(f"the engine's thread died: {type(error).__name__}: {error}"))
             raise
 
-    def _rest(self) -> None:
-        """Sleep until something is asked for; in a rest that lasts the books are checked, once after each work."""
+    def _sleep(self) -> None:
+        """Until something is asked. Where nothing is for a while, the engine's books are checked."""
         self._asleep = True
-        if not self._wake.wait(REST) and self._checked != self.engine.steps:
-            self._checked = self.engine.steps
+        if not self._wake.wait(IDLE):
             self.engine.check_integrity()
-        self._wake.wait()
+            self._wake.wait()
         self._asleep = False
 
     def _read_inbox(self) -> None:

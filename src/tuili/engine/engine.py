@@ -162,10 +162,10 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raises EngineDead when the books disagree. O(pool), for idle moments."""
+        """For idle moments: EngineDead when the scheduler's books disagree, since what runs next would be wrong."""
         try:
             self.scheduler.check_integrity()
-        except Exception as error:
+        except RuntimeError as error:
             self.dead = EngineDead(f"the engine's books disagree after step {self.steps}: {error}")
             raise self.dead from error
 

@@ -8,10 +8,14 @@ from typing import Any
 
 from tuili.base.errors import RequestError
 from tuili.engine.outputs import Choice, Delta, TokenLogprob
+from tuili.server import schemas
+from tuili.server.body import read
 from tuili.server.generation import Generation
+from tuili.server.http import Exchange, Response
 from tuili.server.logprobs import chat_logprobs, prompt_logprobs
 from tuili.server.prompts import encode_chat, opens_answer
 from tuili.server.protocol import ChatRequest
+from tuili.server.routes import BODY_ERRORS, Route
 from tuili.server.sampling import asked, called, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
 from tuili.server.wire import event
@@ -147,3 +151,22 @@ def check_tools(request: ChatRequest) -> None:
         raise RequestError("tool_choice needs tools", "tool_choice")
     if request.tools and request.tool_choice is None:
         raise RequestError('tools are not supported by this server yet; use tool_choice "none"', "tools")
+
+
+async def chat_completions(service: Service, exchange: Exchange) -> Response | None:
+    request = await read(service, exchange, ChatRequest)
+    work = await Chat.open(service, service.call(exchange, request), request)
+    return await service.answer(exchange, work, request.stream)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        chat_completions,
+        schemas.ChatAnswer,
+        ChatRequest,
+        (*BODY_ERRORS, 500, 503),
+        streams=True,
+    ),
+)

@@ -11,9 +11,13 @@ from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
 from tuili.engine.admission import Admitted
 from tuili.engine.outputs import Choice, Delta
+from tuili.server import schemas
+from tuili.server.body import read
 from tuili.server.generation import Generation
+from tuili.server.http import Exchange, Response
 from tuili.server.logprobs import CompletionLogprobs, Offsets, joined, prompt_logprobs
 from tuili.server.protocol import CompletionRequest
+from tuili.server.routes import BODY_ERRORS, Route
 from tuili.server.sampling import asked, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
 from tuili.server.wire import event
@@ -210,3 +214,22 @@ def echoed(request: CompletionRequest, service: Service, job: Admitted, text: st
     if not request.echo:
         return ""
     return service.engine.tokenizer.decode(job.ids, job.params.skip_special_tokens) if text is None else text
+
+
+async def completions(service: Service, exchange: Exchange) -> Response | None:
+    request = await read(service, exchange, CompletionRequest)
+    work = await Completions.open(service, service.call(exchange, request), request)
+    return await service.answer(exchange, work, request.stream)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        schemas.CompletionAnswer,
+        CompletionRequest,
+        (*BODY_ERRORS, 500, 503),
+        streams=True,
+    ),
+)
