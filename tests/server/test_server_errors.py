@@ -162,6 +162,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("logit_bias", [1]),
     ("allowed_token_ids", []),
     ("allowed_token_ids", [99999]),
+    ("allowed_token_ids", [5, 6, 7] * 1000),
     ("bad_words", [""]),
     ("bad_words", "a"),
     ("skip_special_tokens", "yes"),
