@@ -288,7 +288,7 @@ def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finishe
         assert own[:120] not in trained
 
 
-def test_passages_cut_recast_answers_only(finished: Run, recipe: Recipe) -> None:
+def test_passages_cut_recast_answers_only(finished: TrainingRun, recipe: Recipe) -> None:
     made = (finished.stories.prompter, finished.tokenizer)
     for recast in (0.0, 1.0):
         data = replace(recipe.data, recast=recast, passage=50, max_len=400)

@@ -168,7 +168,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[Completion]
     finished: bool = True
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_logprobs: list[Candidates | None] | None = None
     num_cached_tokens: int = 0
     usage: list[Usage] = field(default_factory=list)
     metrics: RequestMetrics | None = None
