@@ -54,6 +54,8 @@ def run(
 ) -> None:
     """Chat with MODEL in the terminal; with --prompt, or text on standard input, answer once and leave."""
     log.setup(default="ERROR")
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed, and the answer has to go somewhere")
     text = _one_shot_text(prompt, json_output)
     system = system and _text(system, "--system")
     given: dict[str, Any] = {
