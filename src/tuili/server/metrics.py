@@ -94,7 +94,7 @@ class Spread:
 V = TypeVar("V", Count, Spread)
 
 
-class Family(Generic[V]):
+class MetricFamily(Generic[V]):
     """One metric with its labels: a value for each combination that occurred. A prometheus collector."""
 
     def __init__(self, registry: CollectorRegistry, name: str, help: str, labels: Sequence[str], make: Callable[[], V]):
@@ -132,20 +132,20 @@ class Labelled:
         self.values = values
 
     def counter(self, name: str, help: str) -> Count:
-        return Family(self.registry, name, help, self.names, Count).of(*self.values)
+        return MetricFamily(self.registry, name, help, self.names, Count).of(*self.values)
 
     def counters(self, name: str, help: str, label: str, known: Iterable[str] = ()) -> Callable[[str], Count]:
         """A counter with one more label; ``known`` values show from the start, with 0."""
-        family = Family(self.registry, name, help, (*self.names, label), Count)
+        family = MetricFamily(self.registry, name, help, (*self.names, label), Count)
         for value in known:
             family.of(*self.values, value)
         return lambda value: family.of(*self.values, value)
 
     def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Spread:
-        return Family[Spread](self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
+        return MetricFamily[Spread](self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
 
 
-class RequestMetrics:
+class RequestSeries:
     """What a finished request leaves behind."""
 
     def __init__(self, make: Labelled, max_model_len: int):
@@ -252,10 +252,10 @@ class FrontendMetrics:
             "vllm:admission_rejections", "Requests refused because the server is full.", "reason", ("queue_full",)
         )
         labels = ("handler", "method")
-        self.http_requests = Family(
+        self.http_requests = MetricFamily(
             make.registry, "http_requests", "HTTP requests by route.", (*labels, "status"), Count
         )
-        self.http_seconds = Family[Spread](
+        self.http_seconds = MetricFamily[Spread](
             make.registry,
             "http_request_duration_seconds",
             "Until the last byte of the answer.",
@@ -361,7 +361,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         labels = (model_name, "0")
         make = Labelled(self.registry, labels)
-        self.requests = RequestMetrics(make, max_model_len)
+        self.requests = RequestSeries(make, max_model_len)
         self.steps = StepMetrics(make)
         self.frontend = FrontendMetrics(make, max_model_len)
         self.registry.register(EngineState(snapshot, config, labels))
