@@ -122,6 +122,22 @@ def test_a_body_that_nobody_reads_ends_too(make_server: Callable[..., Server], p
         assert time.monotonic() - began < 3
 
 
+def test_a_connection_outlives_a_body_that_was_refused(make_server: Callable[..., Server], parser: str) -> None:
+    """The rest of the body is read and dropped: it is neither a head nor the next request."""
+    with serving(make_server(max_body_bytes=100_000), parser) as url, connected(url) as sock:
+        for _ in range(2):
+            sock.sendall(post(b"x" * 1_000_000, "Content-Length: 1000000"))
+            assert answers(sock)[0][0] == 413
+        sock.sendall(GET)
+        assert answers(sock)[0][0] == 200
+
+
+def test_thousands_of_requests_in_one_piece(make_server: Callable[..., Server], parser: str) -> None:
+    with serving(make_server(), parser) as url, connected(url) as sock:
+        sock.sendall(GET * 3000)
+        assert {status for status, _ in answers(sock, 3000)} == {200}
+
+
 def test_idle_connections_are_kept_as_long_as_the_option_says(make_server: Callable[..., Server], parser: str) -> None:
     for seconds, kept in ((0.3, False), (120, True)):
         with (

@@ -63,7 +63,7 @@ def parser(name: str) -> type[asyncio.Protocol]:
     return H11Protocol
 
 
-class ConnectionGuard(asyncio.BufferedProtocol):
+class ConnectionGuard(asyncio.Protocol):
     """Goes before uvicorn's class; looks at nothing of it but its ``cycle``, the exchange of the latest head."""
 
     limits: ConnectionLimits
@@ -76,7 +76,7 @@ class ConnectionGuard(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.corked = Corked(cast(asyncio.Transport, transport), self.loop)
         super().connection_made(cast(asyncio.Transport, self.corked))
-        self._buffer = bytearray(READ_BYTES)
+        self._pending = bytearray()  # read, and not parsed yet
         self._size = 0  # bytes of a head that is not complete
         self._heard = self.loop.time()
         self._read_by = self._heard + self.limits.head_seconds
@@ -84,15 +84,30 @@ class ConnectionGuard(asyncio.BufferedProtocol):
         if len(self.connections) > self.limits.connections and not self._displace():
             self.refuse(503, f"the server has its {self.limits.connections} connections (--limit-concurrency)")
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
-
-    def buffer_updated(self, count: int) -> None:
-        self.data_received(bytes(memoryview(self._buffer)[:count]))
-
     def data_received(self, data: bytes) -> None:
-        before = self.cycle
-        super().data_received(data)  # type: ignore[misc]
+        if not self._pending and len(data) <= READ_BYTES:
+            self._parse(data)
+            return
+        self._pending += data
+        if not self.corked.held:
+            self.corked.hold(True)
+            self._parse_pending()
+
+    def _parse_pending(self) -> None:
+        """A piece in each turn of the loop; no more is read meanwhile."""
+        piece = bytes(self._pending[:READ_BYTES])
+        del self._pending[:READ_BYTES]
+        self._parse(piece)
+        if self.corked.is_closing():
+            self._pending.clear()
+        elif self._pending:
+            self.loop.call_soon(self._parse_pending)
+        else:
+            self.corked.hold(False)
+
+    def _parse(self, data: bytes) -> None:
+        before, within_head = self.cycle, self.idle
+        super().data_received(data)
         if self.corked.is_closing():
             return
         self._heard = self.loop.time()
@@ -108,7 +123,8 @@ class ConnectionGuard(asyncio.BufferedProtocol):
             return
         if self._size == 0:
             self._read_by = self._heard + self.limits.head_seconds
-        self._size += len(data)
+        if within_head:  # else this was the end of a body that had been answered before it
+            self._size += len(data)
         if self._size > self.limits.head_bytes:
             limit = f"{self.limits.head_bytes} bytes (--h11-max-incomplete-event-size)"
             self.refuse(431, f"the head of the request is larger than {limit}")
@@ -179,12 +195,35 @@ def check_all(connections: Iterable[Any], now: float) -> None:
 
 
 class Corked:
-    """A transport that writes once per turn of the event loop, whatever is written in it."""
+    """A transport that writes once per turn of the event loop, whatever is written in it, and reads nothing while it is
+    held, whatever uvicorn asks for."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
         self._transport = transport
         self._loop = loop
         self._parts: list[bytes] = []
+        self._paused = False
+        self.held = False
+
+    def hold(self, held: bool) -> None:
+        self.held = held
+        self._read_or_not()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._read_or_not()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self.held or self._paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
