@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "core/*.py": (
         *("tests/core/test_scheduler_mutants.py", "tests/core/test_scheduler_laws.py", "tests/core/test_kv_cache.py"),
-        *("tests/core/test_scheduler_equality.py", "tests/core/test_simulated.py", "tests/engine/test_admission.py"),
+        *("tests/core/test_scheduler_equality.py", "tests/core/test_simulated.py"),
     ),
     "runtime/sampler.py": ("tests/runtime/test_sampler_mixed.py", "tests/runtime/test_sampler.py"),
     "engine/text.py": ("tests/engine/test_text_engine.py", "tests/engine/test_clients.py"),
