@@ -16,12 +16,13 @@ from tuili import ops
 from tuili.base.errors import ConfigError
 from tuili.ops import REFERENCE, Kernels, cpu, triton
 from tuili.ops.triton import layouts
+from tuili.quant.codes import Codes
 from tuili.quant.formats import format_of, formats
 from tuili.quant.formats.bytes import Bytes
 from tuili.quant.formats.int4_halves import Int4Halves
 from tuili.quant.place import DeviceMemory, place_on
 from tuili.quant.scheme import SCHEMES, Scheme
-from tuili.quant.weight import Codes, Weight
+from tuili.quant.weight import Weight
 
 ALL = [
     *SCHEMES.values(),

@@ -286,3 +286,13 @@ def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finishe
         held_out, trained = (stories.tokenizer.decode(stories.chat(index, epoch)[0]) for epoch in (-1, 0))
         assert own[:60] in held_out
         assert own[:120] not in trained
+
+
+def test_passages_cut_recast_answers_only(finished: TrainingRun, recipe: Recipe) -> None:
+    made = (finished.stories.prompter, finished.tokenizer)
+    for recast in (0.0, 1.0):
+        data = replace(recipe.data, recast=recast, passage=50, max_len=400)
+        stories = Stories(finished.stories.documents, *made, data, 0)
+        learned = {len(ids) - prompt for ids, prompt in (stories.chat(index, 0) for index in range(20))}
+        assert (learned == {50}) == bool(recast)
+        assert all(len(ids) - prompt > 50 for ids, prompt in (stories.chat(index, -1) for index in range(20)))

@@ -58,7 +58,7 @@ class Config:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_model_len: int | None = option(
-        None, "Longest prompt + output; default: the model's.", group="model", unit="tokens", minimum=1
+        None, "Longest prompt + output; default: the model's.", group="model", unit="tokens", minimum=2
     )
     seed: int = option(0, "Seed of the engine; requests without a seed derive theirs from it.", group="model")
     generation_config: str = option(

@@ -198,7 +198,7 @@ class OpenAISender:
 
     async def __call__(self, item: Item, record: Record, origin: float) -> None:
         path = "/v1/chat/completions" if self.chat else "/v1/completions"
-        events, answer = Events(), _LoadAnswer(record)
+        events, answer = Events(), _StreamedAnswer(record)
 
         def sink(piece: bytes, now: float) -> None:
             for data in events.feed(piece):
@@ -214,7 +214,7 @@ class OpenAISender:
         answer.close()
 
 
-class _LoadAnswer:
+class _StreamedAnswer:
     """The events of one stream, written into its record."""
 
     def __init__(self, record: Record):

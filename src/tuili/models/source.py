@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from tuili.models.quantized.layout import Layout
+    from tuili.quant.codes import Codes
     from tuili.quant.scheme import Scheme
-    from tuili.quant.weight import Codes
 
 #: By the C library; None where there is none to ask.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from tuili.layers.decoder import Decoder
     from tuili.models.source import CodedPart, FloatPart
     from tuili.ops import Kernels
+    from tuili.quant.codes import Codes
     from tuili.quant.place import Place
     from tuili.quant.scheme import Scheme
-    from tuili.quant.weight import Codes, Weight
+    from tuili.quant.weight import Weight
 
 log = get(__name__)
 
@@ -209,7 +210,7 @@ def _exact(scheme: Scheme | None, parts: list[FloatPart | CodedPart], name: str)
 
 
 def _brought(rows: torch.Tensor | Codes, place: Place) -> torch.Tensor | Codes:
-    from tuili.quant.weight import Codes
+    from tuili.quant.codes import Codes
 
     return rows.each(place.bring) if isinstance(rows, Codes) else place.bring(rows)
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 
 from tuili.ops.rounding import FP8, round_blocks, round_groups
+from tuili.quant.codes import Codes
 from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Codes
 
 
 def round_to_nearest(matrix: torch.Tensor, scheme: Scheme) -> Codes:

@@ -27,7 +27,7 @@ READ_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """Of all connections, and of each: bytes and headers of a head, seconds for a head, a body, taking an answer."""
 
     connections: int
@@ -40,7 +40,7 @@ class Limits:
 
 def protocol(name: str, config: Config, connections: int) -> type[asyncio.BaseProtocol]:
     """The class that uvicorn makes a connection of: its own for ``name`` (h11, httptools, or auto), guarded."""
-    limits = Limits(
+    limits = ConnectionLimits(
         connections,
         config.h11_max_incomplete_event_size,
         config.h11_max_header_count,
@@ -48,7 +48,7 @@ def protocol(name: str, config: Config, connections: int) -> type[asyncio.BasePr
         config.timeout_body,
         config.timeout_write,
     )
-    return type("Connection", (Guard, parser(name)), {"limits": limits})
+    return type("Connection", (ConnectionGuard, parser(name)), {"limits": limits})
 
 
 def parser(name: str) -> type[asyncio.Protocol]:
@@ -63,10 +63,10 @@ def parser(name: str) -> type[asyncio.Protocol]:
     return H11Protocol
 
 
-class Guard(asyncio.BufferedProtocol):
+class ConnectionGuard(asyncio.BufferedProtocol):
     """Goes before uvicorn's class; looks at nothing of it but its ``cycle``, the exchange of the latest head."""
 
-    limits: Limits
+    limits: ConnectionLimits
     # of uvicorn's classes
     cycle: Any
     headers: list[tuple[bytes, bytes]] | None

@@ -193,8 +193,9 @@ class Unserved(Strict):
 
         400 and not 501, because clients (openai-python among them) send a request again after any 5xx.
         """
-        for name, neutral in self.unserved().items():
-            value = getattr(self, name)
+        known = self.unserved()
+        for name in known.keys() & self.model_fields_set:
+            value, neutral = getattr(self, name), known[name]
             if not any(type(value) is type(item) and value == item for item in neutral):
                 raise RequestError(f"{name} is not supported by this server yet; leave it out", name)
 

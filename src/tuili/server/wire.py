@@ -58,6 +58,25 @@ def event(content: Any) -> bytes:
     return b"data: " + dumps(content) + b"\n\n"
 
 
+class Envelopes(dict[int, tuple[bytes, bytes]]):
+    """Events of each choice that differ in one string only: the rest is written once. ``make`` gives a choice's event
+    with GAP where the string belongs."""
+
+    GAP = "\0gap"
+
+    def __init__(self, make: Callable[[int], Any]):
+        self.make = make
+
+    def __missing__(self, index: int) -> tuple[bytes, bytes]:
+        before, after = event(self.make(index)).split(dumps(self.GAP))
+        self[index] = before, after
+        return before, after
+
+    def event(self, index: int, text: str) -> bytes:
+        before, after = self[index]
+        return before + dumps(text) + after
+
+
 # ------------------------------------------------------------------------------------------------------------------- in
 
 

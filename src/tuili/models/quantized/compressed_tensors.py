@@ -8,7 +8,7 @@ from typing import Any
 from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
-from tuili.models.quantized.layout import Bytes, Grid, Layout, Packed, scheme_for
+from tuili.models.quantized.layout import ByteLayout, Grid, Layout, Packed, scheme_for
 from tuili.models.quantized.patterns import WHERE, NameMatcher
 
 log = get(__name__)
@@ -60,7 +60,7 @@ class CompressedTensors:
         scheme = scheme_for(bits, floating, grid, symmetric, weight_only, weights.where)
         if self._format(fields, floating, weight_only) == PACKED:
             return fields.strings("targets"), Packed(scheme, grid, bits)
-        return fields.strings("targets"), Bytes(scheme, grid)
+        return fields.strings("targets"), ByteLayout(scheme, grid)
 
     def _format(self, group: Fields, floating: bool, weight_only: bool) -> str:
         """The group's own, the file's, or what the library makes of such numbers."""

@@ -17,7 +17,7 @@ from tuili.quant.scheme import BLOCK, GROUPS, Scheme
 if TYPE_CHECKING:
     import torch
 
-    from tuili.quant.weight import Codes
+    from tuili.quant.codes import Codes
 
 Shape = tuple[int, ...]
 #: A module's tensors by the ends of their names.
@@ -157,7 +157,7 @@ INPUTS = {
 
 
 @dataclass(frozen=True)
-class Bytes(Layout):
+class ByteLayout(Layout):
     """``weight`` [out, in] int8 (of 4 bits too) or float8; ``scale`` ends the name of its scales, which multiply."""
 
     scale: str = "weight_scale"
@@ -183,7 +183,7 @@ class Bytes(Layout):
         return files[self.scale].reshape(self.grid.shape(out, into))
 
     def codes(self, files: Files, scheme: Scheme, out: int, into: int, start: int, end: int) -> Codes:
-        from tuili.quant.weight import Codes
+        from tuili.quant.codes import Codes
 
         values, zeros = files["weight"][start:end], None
         if not scheme.symmetric:
@@ -224,7 +224,7 @@ class Packed(Layout):
         return files["weight_scale"].reshape(self.grid.shape(out, into))
 
     def codes(self, files: Files, scheme: Scheme, out: int, into: int, start: int, end: int) -> Codes:
-        from tuili.quant.weight import Codes
+        from tuili.quant.codes import Codes
 
         values = _signed(unpack_words(files["weight_packed"][start:end], self.bits, into), self.bits)
         scales, zeros = self._fit(self.scales(files, out, into), scheme, into, start, end), None
@@ -279,7 +279,7 @@ class Gptq(Layout):
         return files["scales"].T
 
     def codes(self, files: Files, scheme: Scheme, out: int, into: int, start: int, end: int) -> Codes:
-        from tuili.quant.weight import Codes
+        from tuili.quant.codes import Codes
 
         values = _signed(unpack_words(files["qweight"][:, start:end].T, self.bits, into), self.bits)
         scales, zeros = self._fit(files["scales"].T, scheme, into, start, end), None
@@ -302,7 +302,7 @@ class Awq(Layout):
         return files["scales"].T
 
     def codes(self, files: Files, scheme: Scheme, out: int, into: int, start: int, end: int) -> Codes:
-        from tuili.quant.weight import Codes
+        from tuili.quant.codes import Codes
 
         values = unpack_awq(files["qweight"][:, start // 8 : -(-end // 8)])[:, start % 8 :][:, : end - start].T
         zeros = self._fit(unpack_awq(files["qzeros"]).T, scheme, into, start, end)

@@ -9,7 +9,7 @@ from typing import Any
 from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
-from tuili.models.quantized.layout import Bytes, Grid, Layout, scheme_for
+from tuili.models.quantized.layout import ByteLayout, Grid, Layout, scheme_for
 from tuili.models.quantized.patterns import WHERE, NameMatcher
 
 log = get(__name__)
@@ -27,7 +27,7 @@ class ModelOpt:
         # A name is left out where one of these describes all of it, or names parts of it: * stands for anything.
         entries = [entry for key in ("exclude_modules", "ignore") for entry in fields.strings(key) if entry]
         self.kept = [rf"(?:.*\.)?{re.escape(entry).replace(chr(92) + '*', '.*')}(?:\..*)?$" for entry in entries]
-        self.held = Bytes(scheme_for(8, True, grid, True, False, WHERE), grid)
+        self.held = ByteLayout(scheme_for(8, True, grid, True, False, WHERE), grid)
 
     def layout(self, names: tuple[str, ...], kind: str) -> Layout | None:
         kept = any(self.matcher.matches(pattern, name) for pattern in self.kept for name in names)

@@ -17,7 +17,8 @@ from tuili.quant.scheme import TILE, Scheme
 if TYPE_CHECKING:
     import torch
 
-    from tuili.quant.weight import Codes, Weight
+    from tuili.quant.codes import Codes
+    from tuili.quant.weight import Weight
 
 Tensors = dict[str, "torch.Tensor"]
 

@@ -12,7 +12,8 @@ from tuili.quant.scheme import GROUPS, TILE, Scheme
 if TYPE_CHECKING:
     import torch
 
-    from tuili.quant.weight import Codes, Weight
+    from tuili.quant.codes import Codes
+    from tuili.quant.weight import Weight
 
 
 @formats.register("int4")

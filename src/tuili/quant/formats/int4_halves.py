@@ -15,7 +15,8 @@ from tuili.quant.scheme import Scheme
 if TYPE_CHECKING:
     import torch
 
-    from tuili.quant.weight import Codes, Weight
+    from tuili.quant.codes import Codes
+    from tuili.quant.weight import Weight
 
 #: Outputs of a tile (``layouts.TILE``).
 LINES = 64
