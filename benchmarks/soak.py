@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from tuili.base.errors import TuiliError
-from tuili.bench.http import Client, HttpError, Response
+from tuili.bench.http import Client, ClientResponse, HttpError
 from tuili.bench.load import Events
 from tuili.bench.provenance import provenance, results_folder
 from tuili.bench.statistics import median
@@ -136,12 +136,12 @@ class Soak:
         failed = any("error" in message for message in messages)
         self.ended("stream", seen[-1:] == [b"[DONE]"] and (failed or len(finished) == body.get("n", 1)), response)
 
-    def ended(self, kind: str, well: bool, response: Response) -> None:
+    def ended(self, kind: str, well: bool, response: ClientResponse) -> None:
         self.outcomes[f"{kind} finished"] += well
         if not well:
             self.fail(f"{kind}: a request answered {response.status} did not end: {bytes(response.body[:200])!r}")
 
-    async def refused(self, kind: str, response: Response) -> None:
+    async def refused(self, kind: str, response: ClientResponse) -> None:
         """Only an overloaded server may refuse a good request, with a typed error; the client then waits."""
         if response.status == 503 and _typed(response):
             self.outcomes[f"{kind} refused (503)"] += 1
@@ -190,7 +190,7 @@ class Soak:
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
-    async def post(self, path: str, body: bytes, sink: Callable[[bytes, float], None] | None = None) -> Response:
+    async def post(self, path: str, body: bytes, sink: Callable[[bytes, float], None] | None = None) -> ClientResponse:
         response = await self.client.request("POST", path, body, sink)
         self.statuses[str(response.status)] += 1
         return response
@@ -216,7 +216,7 @@ def _path(chat: bool) -> str:
     return "/v1/chat/completions" if chat else "/v1/completions"
 
 
-def _typed(response: Response) -> bool:
+def _typed(response: ClientResponse) -> bool:
     """Is the body OpenAI's error envelope?"""
     try:
         error = json.loads(response.body)["error"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tuili.bench.http import Client, Response
+from tuili.bench.http import Client, ClientResponse
 
 if TYPE_CHECKING:
     from tiny_models import Tiny
@@ -79,10 +79,10 @@ def test_a_good_request_may_be_refused_only_by_a_typed_503(soak: ModuleType, mon
     run = state(soak, [1.0] * 3)
     typed = bytearray(b'{"error": {"message": "full", "type": "ServiceUnavailableError"}}')
     monkeypatch.setattr(soak, "REFUSED_SECONDS", 0.0)
-    asyncio.run(run.refused("plain", Response(503, {}, typed)))
+    asyncio.run(run.refused("plain", ClientResponse(503, {}, typed)))
     assert not run.wrong
-    asyncio.run(run.refused("plain", Response(503, {}, bytearray(b"oops"))))
-    asyncio.run(run.refused("plain", Response(400, {}, typed)))
+    asyncio.run(run.refused("plain", ClientResponse(503, {}, bytearray(b"oops"))))
+    asyncio.run(run.refused("plain", ClientResponse(400, {}, typed)))
     assert len(run.wrong) == 2
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_files import awq_pack, ct_pack, gptq_pack, words
 
-from tuili.models.quantized.layout import Awq, Bytes, Gptq, Grid, Packed, scheme_for, unpack_awq, unpack_words
+from tuili.models.quantized.layout import Awq, ByteLayout, Gptq, Grid, Packed, scheme_for, unpack_awq, unpack_words
 from tuili.quant.scheme import Scheme
 
 
@@ -102,4 +102,4 @@ def test_scales_are_repeated_where_we_keep_more_of_them(grid: Grid, wanted: Sche
     found = scheme_for(8, False, grid, True, False, "test")
     assert found == wanted
     files = {"weight": torch.zeros(2, 384, dtype=torch.int8), "weight_scale": torch.arange(2.0, 2 + count)}
-    assert Bytes(found, grid).codes(files, found, 2, 384, 0, 2).scales.tolist() == scales
+    assert ByteLayout(found, grid).codes(files, found, 2, 384, 0, 2).scales.tolist() == scales

@@ -71,7 +71,7 @@ def test_only_answers_are_learned_and_targets_are_the_next_ids(stories: data.Sto
 
 
 def raw_stories(stories: data.Stories, share: float) -> data.Stories:
-    recipe = DataRecipe(categories=("night", "day"), max_len=160, raw=share)
+    recipe = DataRecipe(categories=("night", "day"), max_len=160, raw=share, passage=60)
     return data.Stories(stories.documents, stories.prompter, stories.tokenizer, recipe, 7)
 
 
@@ -86,7 +86,7 @@ def test_raw_texts_begin_with_no_token_of_their_own_and_learn_all_but_the_first(
         ids, prompt = made.row(index, 0, 0)
         text = made.tokenizer.decode(ids, skip_special_tokens=False)
         begun.append(document.text.index(text.removesuffix("<|endoftext|>")))
-        assert text.endswith("<|endoftext|>") or len(ids) == (data.PASSAGE if begun[-1] else 160) + 1
+        assert text.endswith("<|endoftext|>") or len(ids) == (60 if begun[-1] else 160) + 1
         assert data.join([(ids, prompt)]).targets.tolist() == ids[1:]
         assert begun[-1] == 0 or not document.text[begun[-1]].isspace()
         assert len(document.text) - begun[-1] >= data.LEAST

@@ -20,7 +20,7 @@ class HttpError(TuiliError):
 
 
 @dataclass(slots=True)
-class Response:
+class ClientResponse:
     """Status, headers (lower-case names) and the body: whole, unless a sink took it piece by piece."""
 
     status: int
@@ -36,7 +36,7 @@ IDLE_SECONDS = 2.0
 Sink = Callable[[bytes, float], None]
 
 
-class Exchange(asyncio.Protocol):
+class ClientExchange(asyncio.Protocol):
     """One connection, one request at a time. Head, then body: ``_length`` bytes, chunks, or everything until the
     end."""
 
@@ -44,16 +44,16 @@ class Exchange(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.reusable = True
         self._buffer = bytearray()
-        self._response: Response | None = None
+        self._response: ClientResponse | None = None
         self._length: int | None = None
         self._chunked = False
         self._sink: Sink | None = None
-        self._done: asyncio.Future[Response] | None = None
+        self._done: asyncio.Future[ClientResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
 
-    def send(self, message: bytes, sink: Sink | None = None) -> asyncio.Future[Response]:
+    def send(self, message: bytes, sink: Sink | None = None) -> asyncio.Future[ClientResponse]:
         """Write a whole request; the future gives the response when its body has ended."""
         assert self.transport is not None
         self._done = asyncio.get_running_loop().create_future()
@@ -95,7 +95,7 @@ class Exchange(asyncio.Protocol):
         status = int(lines[0].split(" ", 2)[1])
         if status < 200:  # informational: the real head follows
             return self._head()
-        self._response = Response(status, headers)
+        self._response = ClientResponse(status, headers)
         self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         if not self._chunked and "content-length" in headers:
             self._length = int(headers["content-length"])
@@ -164,12 +164,14 @@ class Client:
         if url.scheme not in ("http", "https") or not host:
             raise ConfigError(f"the base URL must look like http://127.0.0.1:8000, got {base_url!r}")
         self.host, self.port = host, port
-        self.path = url.path.rstrip("/")
+        self.path = url.path.rstrip("/").removesuffix(
+            "/v1"
+        )  # clients of the API have it in the base URL; paths here too
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._headers = {"Host": url.netloc, "User-Agent": "tuili-bench", **(headers or {})}
-        self._idle: list[tuple[Exchange, float]] = []
+        self._idle: list[tuple[ClientExchange, float]] = []
 
-    async def connect(self) -> Exchange:
+    async def connect(self) -> ClientExchange:
         """A kept connection, or a new one; HttpError when nobody listens."""
         while self._idle:
             exchange, since = self._idle.pop()
@@ -178,7 +180,7 @@ class Client:
             exchange.abort()
         loop = asyncio.get_running_loop()
         try:
-            _, exchange = await loop.create_connection(Exchange, self.host, self.port, ssl=self._tls)
+            _, exchange = await loop.create_connection(ClientExchange, self.host, self.port, ssl=self._tls)
         except OSError as error:
             raise HttpError(f"cannot connect to {self.host}:{self.port}: {error.strerror or error}") from error
         return exchange
@@ -191,7 +193,7 @@ class Client:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"{method} {self.path}{path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body
 
-    async def request(self, method: str, path: str, body: bytes = b"", sink: Sink | None = None) -> Response:
+    async def request(self, method: str, path: str, body: bytes = b"", sink: Sink | None = None) -> ClientResponse:
         """Send and wait for the end of the answer; cancelling drops the connection."""
         exchange = await self.connect()
         try:

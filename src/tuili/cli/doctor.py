@@ -107,7 +107,7 @@ _NEEDED: tuple[str, ...] = (
     "tokenizers",
     "jinja2",
     "huggingface_hub",
-    "fastapi",
+    "pydantic",
     "uvicorn",
     "httpx",
     "prometheus_client",

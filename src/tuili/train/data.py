@@ -22,8 +22,6 @@ Row = tuple[list[int], int]
 #: Where a raw text may begin other than at its document's beginning: at a sentence, or at any word; and how often.
 SENTENCE, WORD = re.compile(r"(?<=[.!?] )(?=[A-Z\"])|(?<=\n)(?=\S)"), re.compile(r"(?<=\s)(?=[A-Za-z])")
 SENTENCE_SHARE, WORD_SHARE = 0.4, 0.2
-#: Tokens of such a text: it is there to learn how to begin.
-PASSAGE = 128
 #: Characters that a raw text has at least.
 LEAST = 200
 #: Held-out prompts are drawn with this seed whatever the recipe's, so that losses of all runs compare.
@@ -46,7 +44,7 @@ class Stories:
     ):
         self.documents, self.prompter, self.tokenizer = documents, prompter, tokenizer
         self.categories, self.max_len, self.seed = recipe.categories, recipe.max_len, seed
-        self.recast, self.raw = recipe.recast, recipe.raw
+        self.recast, self.raw, self.passage = recipe.recast, recipe.raw, recipe.passage or recipe.max_len
         self.answers = self.encode(documents)
 
     def encode(self, documents: list[Document]) -> list[np.ndarray]:
@@ -67,7 +65,7 @@ class Stories:
         """
         text = self.documents[index].text
         begin = beginning(text, random) if random else 0
-        limit = PASSAGE if begin else self.max_len
+        limit = self.passage if begin else self.max_len
         return self.tokenizer.encode(text[begin:] + END_OF_TEXT).ids[: limit + 1], 1
 
     def chat(self, index: int, epoch: int, copy: int = 0) -> Row:
@@ -77,7 +75,8 @@ class Stories:
         system = f"{START}system\n{random.choice(SYSTEMS)}{END}\n" if random.random() < 0.06 else ""
         told = recast(document, random) if epoch >= 0 and random.random() < self.recast else None
         if told is not None:
-            ask, answer = self.prompter.ask(told.document, random, told.topics), self.encode([told.document])[0]
+            ask = self.prompter.ask(told.document, random, told.topics)
+            answer = self.encode([told.document])[0][: self.passage]
         else:
             ask, answer = self.prompter.ask(document, random), self.answers[index]
         prompt = self.tokenizer.encode(f"{system}{START}user\n{ask}{END}\n{START}assistant\n").ids

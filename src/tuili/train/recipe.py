@@ -21,6 +21,9 @@ class DataRecipe:
     recast: float = 0.0
     #: Share of the documents that are plain text, without a chat around them.
     raw: float = 0.0
+    #: Tokens of a raw text that begins inside its document, and of an answer with another hero, place or thing; 0: all.
+    #: It is beginnings that are learned from both, and short ones are more.
+    passage: int = 0
 
 
 @dataclass(frozen=True)

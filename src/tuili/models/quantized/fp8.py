@@ -8,7 +8,7 @@ from typing import Any
 from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
-from tuili.models.quantized.layout import Bytes, Grid, Layout, scheme_for
+from tuili.models.quantized.layout import ByteLayout, Grid, Layout, scheme_for
 from tuili.models.quantized.patterns import WHERE
 from tuili.models.quantized.settings import is_head, left_out
 from tuili.quant.scheme import BLOCK
@@ -29,7 +29,7 @@ class FP8:
         grid = Grid(*block) if block else Grid(0, 0)
         self.kept = left_out(fields, "modules_to_not_convert", "ignored_layers")
         scheme = scheme_for(8, True, grid, True, False, fields.where)
-        self.held = Bytes(scheme, grid, "weight_scale_inv" if block else "weight_scale")
+        self.held = ByteLayout(scheme, grid, "weight_scale_inv" if block else "weight_scale")
 
     def layout(self, names: tuple[str, ...], kind: str) -> Layout | None:
         return None if kind != "Linear" or is_head(names) or self.kept(names) else self.held

@@ -157,7 +157,7 @@ INPUTS = {
 
 
 @dataclass(frozen=True)
-class Bytes(Layout):
+class ByteLayout(Layout):
     """``weight`` [out, in] int8 (of 4 bits too) or float8; ``scale`` ends the name of its scales, which multiply."""
 
     scale: str = "weight_scale"
