@@ -14,12 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test abi test-kernels-asan test-slow lint format bench bench-rivals soak clean gpu-check
+.PHONY: help serve test abi test-kernels-asan test-slow mutants lint format bench bench-rivals soak clean gpu-check
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make mutants   changes the code in one place at a time for 15 minutes, and lists what no test notices"
 	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
 	@echo "make gpu-check   on an NVIDIA GPU: kernels and engine checked, speeds beside the card's limits (docs/gpu.md)"
 	@echo "make bench-rivals   other engines, each in its own environment (20 GB, docs/rivals.md), and Tuili side by side"
@@ -55,6 +56,9 @@ test-slow: $(VENV)/.installed-dev
 
 abi: $(VENV)/.installed-dev  # src/abi.h from ops/cpu/contract.py
 	@$(BIN)/python -c "from tuili.ops.cpu import abi; abi.HEADER.write_text(abi.header(), 'utf-8')"
+
+mutants: $(VENV)/.installed-dev
+	@$(BIN)/python .ci/mutants.py --workers $(WORKERS) $(ARGS)
 
 test-kernels-asan: $(VENV)/.installed-dev
 	cmake -S . -B build/asan -DTUILI_SANITIZE=ON && cmake --build build/asan -j 2

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from tuili import ops
 from tuili.bench.provenance import provenance
 from tuili.ops import cpu
-from tuili.ops.cpu.store import round_int8
+from tuili.ops.rounding import round_blocks
 from tuili.ops.samples import paged
 from tuili.quant.scheme import Scheme
 from tuili.quant.weight import Weight
@@ -112,7 +112,7 @@ def quantized_arms(rows: int, inputs: int, outputs: int, scheme: Scheme, quick: 
     stored = [Weight.of(weight, scheme, arena).tensors for _ in range(count)]
     x = torch.randn(rows, inputs).bfloat16()
     if scheme.format == "int8":
-        codes, scale = round_int8(weight.float())[0], torch.rand(outputs).bfloat16()
+        codes, scale = round_blocks(weight, torch.int8, 1, weight.shape[1])[0], torch.rand(outputs).bfloat16()
         theirs = [codes.clone() for _ in range(count)]
         torch_arm: Arm = ("torch", lambda: [torch._weight_int8pack_mm(x, w, scale) for w in theirs])
         ours = (cpu.int8_linear, cpu.int8_weight_linear)

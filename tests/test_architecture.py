@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ FLOORS = {
 
 #: Modules that must be importable where torch is not installed.
 NO_TORCH = (
-    *("base", "core", "quant.scheme", "quant.size", "layers.spec", "layers.sizes", "models"),
+    *("base", "core", "quant.scheme", "quant.formats", "layers.spec", "layers.sizes", "models"),
     *("engine.engine", "engine.outputs", "engine.resolve", "executors.simulated", "bench", "plan", "cli"),
 )
 
@@ -51,8 +52,8 @@ def modules() -> dict[str, Path]:
     return names
 
 
-def runtime_imports(path: Path) -> set[str]:
-    """Modules of Tuili that ``path`` imports when it runs (not under TYPE_CHECKING)."""
+def running(path: Path) -> Iterator[ast.AST]:
+    """What of a module runs: all but what is under TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(child)
@@ -61,10 +62,13 @@ def runtime_imports(path: Path) -> set[str]:
         for statement in node.body
         for child in ast.walk(statement)
     }
+    return (node for node in ast.walk(tree) if id(node) not in typing_only)
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """Modules of Tuili that ``path`` imports when it runs."""
     found = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    for node in running(path):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -113,3 +117,40 @@ def test_no_pickle_and_no_remote_code() -> None:
         source = path.read_text()
         for word in ("import pickle", "torch.load(", "trust_remote_code=True", "weights_only=False"):
             assert word not in source, f"{name} contains {word!r}"
+
+
+def test_a_class_name_is_defined_once() -> None:
+    """One word per concept (DESIGN.md 4): a name that stands for two things does not grep."""
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(name)
+    assert {word: found for word, found in places.items() if len(found) > 1} == {}
+
+
+def test_packages_have_no_cycles() -> None:
+    """No module needs itself, by whatever way, also where imports are put off; the root's lazy names are no need."""
+    names = set(modules()) - {""}
+    graph = {name: _needs(modules()[name], names) for name in names}
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for target in graph[name]:
+                walk(target, (*way, name))
+            done.add(name)
+
+    for name in sorted(names):
+        walk(name, ())
+
+
+def _needs(path: Path, names: set[str]) -> set[str]:
+    """The modules among ``names`` that things are taken from when ``path`` runs, not the packages around them."""
+    found = set()
+    for node in running(path):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tuili."):
+            package = node.module.removeprefix("tuili.")
+            found |= {own if (own := f"{package}.{a.name}") in names else package for a in node.names}
+    return found & names

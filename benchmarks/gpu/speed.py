@@ -28,7 +28,6 @@ from tuili.executors.local import LocalExecutor
 from tuili.layers.decoder import Decoder
 from tuili.layers.sizes import kv_bytes_per_position, step_products, step_weight_bytes
 from tuili.ops.triton import FAST
-from tuili.plan.memory import Width
 from tuili.plan.roofline import decode_step
 from tuili.runtime.device import Cuda
 from tuili.runtime.host import Interpreter
@@ -137,7 +136,7 @@ class Bench:
         steps = self._generate(work)
         rate, step_seconds = steady(steps, work)
         middle = work.prompt + work.output // 2
-        step = decode_step(self.spec, self.width, [middle] * work.requests)
+        step = decode_step(self.spec, ("bfloat16", self.arm.scheme), [middle] * work.requests)
         return {
             "requests": work.requests,
             "context": middle,
@@ -205,10 +204,6 @@ class Bench:
     def _synchronize(self) -> None:
         if self.place.device == "cuda":
             torch.cuda.synchronize()
-
-    @property
-    def width(self) -> Width:
-        return Width(self.arm.width, "bfloat16", self.arm.scheme)
 
     def _submit(self, work: Decode) -> None:
         generator = torch.Generator().manual_seed(next(self.names))

@@ -197,13 +197,15 @@ def tune(
             continue
         print(f"{job.name}: {best}", flush=True)
         known = tuning.card(describe().card)
-        tuning.Card(describe().card or "interpreted", triton.__version__, known.entries, known.attention).save(folder)
+        tuning.CardTiles(describe().card or "interpreted", triton.__version__, known.entries, known.attention).save(
+            folder
+        )
     return 0
 
 
 def undone(all_jobs: list[Job], path: Path) -> list[Job]:
     """Those that the file at ``path`` does not hold."""
-    known = tuning.load(path) if path.exists() else tuning.Card("")
+    known = tuning.load(path) if path.exists() else tuning.CardTiles("")
 
     entries: dict[str, Any] = {**known.entries, **known.attention}
     return [job for job in all_jobs if job.count not in entries.get(_key(job), {})]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuili.base import hardware
-from tuili.base.cgroup import Memory, memory_limits
+from tuili.base.cgroup import MemoryUse, memory_limits
 
 GIB = 2**30
 NO_LIMIT_V1 = 9223372036854771712
@@ -39,7 +39,7 @@ def v2(limit: object, usage: int, cache: int = 0) -> dict[str, object]:
 def test_page_cache_is_not_used_memory(tmp_path: Path) -> None:
     """A container that has read a large checkpoint: the file's pages are free for whoever asks."""
     tree(tmp_path, "0::/\n", {".": v2(8 * GIB, 7 * GIB, cache=6 * GIB)})
-    assert memory_limits(tmp_path) == [Memory(8 * GIB, GIB)]
+    assert memory_limits(tmp_path) == [MemoryUse(8 * GIB, GIB)]
 
 
 def test_version_1_is_read(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_version_1_is_read(tmp_path: Path) -> None:
     groups = {"memory": v1(NO_LIMIT_V1, 9 * GIB), "memory/docker": v1(16 * GIB, 5 * GIB, cache=GIB)}
     tree(tmp_path, lines, groups | {"memory/docker/abc": v1(4 * GIB, 3 * GIB, cache=2 * GIB)})
     found = memory_limits(tmp_path)
-    assert found[:2] == [Memory(4 * GIB, GIB), Memory(16 * GIB, 4 * GIB)]
+    assert found[:2] == [MemoryUse(4 * GIB, GIB), MemoryUse(16 * GIB, 4 * GIB)]
     assert all(memory.limit == NO_LIMIT_V1 for memory in found[2:])
 
 
@@ -55,13 +55,13 @@ def test_version_1_is_read(tmp_path: Path) -> None:
 def test_a_container_that_sees_its_path_on_the_host_has_the_mount_as_its_group(tmp_path: Path, path: str) -> None:
     tree(tmp_path / "1", f"4:memory:{path}\n", {"memory": v1(2 * GIB, GIB)})
     tree(tmp_path / "2", f"0::{path}\n", {".": v2(2 * GIB, GIB)})
-    assert memory_limits(tmp_path / "1") == memory_limits(tmp_path / "2") == [Memory(2 * GIB, GIB)]
+    assert memory_limits(tmp_path / "1") == memory_limits(tmp_path / "2") == [MemoryUse(2 * GIB, GIB)]
 
 
 def test_every_group_around_the_process_limits_it(tmp_path: Path) -> None:
     groups = {".": {}, "user.slice": v2(6 * GIB, 5 * GIB), "user.slice/app": v2("max", GIB)}
     tree(tmp_path, "0::/user.slice/app\n", groups)
-    assert memory_limits(tmp_path) == [Memory(6 * GIB, 5 * GIB)]
+    assert memory_limits(tmp_path) == [MemoryUse(6 * GIB, 5 * GIB)]
 
 
 @pytest.mark.parametrize("lines", ["", "0::/\n", "nonsense\n", "4:memory:/\n"])
@@ -72,9 +72,9 @@ def test_without_limits_there_are_none(tmp_path: Path, lines: str) -> None:
 
 def test_the_machine_is_as_large_as_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        hardware, "memory_limits", lambda: [Memory(2**20, 2**19), Memory(2**30, 0), Memory(2**21, 2**22)]
+        hardware, "memory_limits", lambda: [MemoryUse(2**20, 2**19), MemoryUse(2**30, 0), MemoryUse(2**21, 2**22)]
     )
     assert hardware.memory() == (0, 2**20)
-    monkeypatch.setattr(hardware, "memory_limits", lambda: [Memory(2**20, 2**19), Memory(NO_LIMIT_V1, 0)])
+    monkeypatch.setattr(hardware, "memory_limits", lambda: [MemoryUse(2**20, 2**19), MemoryUse(NO_LIMIT_V1, 0)])
     here = hardware.probe()
     assert (here.available_memory, here.total_memory) == hardware.memory() == (2**19, 2**20)

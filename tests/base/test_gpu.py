@@ -109,8 +109,8 @@ def test_where_nvml_says_nothing_all_memory_counts_as_free(nvml: Management | No
 
 
 def test_the_structure_is_nvmls() -> None:
-    assert ctypes.sizeof(gpu._Memory) == 24
-    assert [gpu._Memory.total.offset, gpu._Memory.free.offset, gpu._Memory.used.offset] == [0, 8, 16]
+    assert ctypes.sizeof(gpu._NvmlMemory) == 24
+    assert [gpu._NvmlMemory.total.offset, gpu._NvmlMemory.free.offset, gpu._NvmlMemory.used.offset] == [0, 8, 16]
 
 
 def test_probe_tells_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:

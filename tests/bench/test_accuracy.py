@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError
-from tuili.bench.accuracy import STORIES, WIDTHS, Document, markdown, measure, read_documents, widths_of
+from tuili.bench.accuracy import STORIES, WIDTHS, JudgedText, markdown, measure, read_documents, widths_of
 from tuili.cli import app
 
-TEXTS = [Document("Once upon a time there was a small fox."), Document("It slept.", prompt="What did it do?")]
+TEXTS = [JudgedText("Once upon a time there was a small fox."), JudgedText("It slept.", prompt="What did it do?")]
 
 
 def test_perplexity_is_that_of_transformers(tiny: Tiny) -> None:
@@ -72,7 +72,7 @@ def test_input_is_checked(tmp_path: Path) -> None:
 def test_the_stories_are_held_out() -> None:
     if not STORIES.is_file():
         pytest.skip("benchmarks/data is not here: no checkout")
-    from tuili.train.corpus import Document as Trained
+    from tuili.train.corpus import JudgedText as Trained
 
     documents = read_documents(None, 100)
     assert len({document.text for document in documents}) == 60

@@ -251,7 +251,7 @@ def test_tuning_keeps_the_fastest_writes_it_and_goes_on_where_it_stopped(
 
     from tuili.ops.triton import tuning
 
-    known = tuning.Card("")
+    known = tuning.CardTiles("")
     monkeypatch.setattr(tuning, "card", lambda name: known)
     todo = tune.jobs(tiny=True)
     tried: list[Any] = []

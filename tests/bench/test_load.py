@@ -271,6 +271,12 @@ def test_a_base_url_that_is_none_is_named(url: str) -> None:
         Client(url)
 
 
+@pytest.mark.parametrize("url", ["http://a:1", "http://a:1/", "http://a:1/v1", "http://a:1/v1/"])
+def test_a_base_url_may_end_in_v1_as_clients_have_it(url: str) -> None:
+    assert Client(url).message("GET", "/v1/models").startswith(b"GET /v1/models HTTP/1.1")
+    assert Client("http://a:1/proxy/v1").message("GET", "/v1/models").startswith(b"GET /proxy/v1/models ")
+
+
 def test_hundreds_of_streams_at_once() -> None:
     server = FakeServer(first=0.3, gap=0.0)
     got = run(server, work(300, output=20))

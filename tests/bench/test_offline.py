@@ -13,7 +13,7 @@ import pytest
 from tuili.base.config import Config
 from tuili.base.errors import TuiliError
 from tuili.bench import arms, offline
-from tuili.bench.offline import Step, host_overhead, step_times
+from tuili.bench.offline import TimedStep, host_overhead, step_times
 from tuili.bench.workload import Item, Span, Workload, fixed_random, preset
 from tuili.core.plan import StepStats
 
@@ -107,13 +107,13 @@ def test_arms_of_a_comparison(config: Config) -> None:
     assert len(static["runs"]) == 2
 
 
-def step(number: int, begin: float, rows: int, prefill: int = 0) -> Step:
+def step(number: int, begin: float, rows: int, prefill: int = 0) -> TimedStep:
     """schedule 1 ms, device 10 ms, update 2 ms, told 1 ms after that."""
     stats = StepStats(
         step=number, started=begin + 0.001, schedule_seconds=0.001, device_seconds=0.010, update_seconds=0.002,
         num_requests=rows, num_prefill_tokens=prefill, num_tokens=rows,
     )  # fmt: skip
-    return Step(stats, begin + 0.014)
+    return TimedStep(stats, begin + 0.014)
 
 
 def test_host_overhead_by_hand() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuili.base.errors import ConfigError
-from tuili.bench.load import Record, Run
+from tuili.bench.load import LoadRun, Record
 from tuili.bench.provenance import command, provenance
 from tuili.bench.report import detail, failures, is_good, over_repeats, parse_goodput, sum_of_parts, summarize
 from tuili.bench.statistics import ci95, mean, percentile, spread, std
@@ -31,12 +31,12 @@ def record(index: int, start: float, ttft: float, itls: list[float], tokens: int
     )
 
 
-def two_requests() -> Run:
+def two_requests() -> LoadRun:
     """One lane, back to back: 100 ms + 4 gaps of 25 ms (5 tokens), then 300 ms + one gap of 100 ms carrying 2 tokens
     (3 tokens)."""
     first = record(0, 0.0, 0.1, [0.025] * 4, 5)
     second = record(1, 0.2, 0.3, [0.1], 3, cached_tokens=4)
-    return Run([first, second], duration=0.6, lanes=1, peak=1, live_seconds=0.6)
+    return LoadRun([first, second], duration=0.6, lanes=1, peak=1, live_seconds=0.6)
 
 
 def test_every_figure_by_hand() -> None:
@@ -135,7 +135,7 @@ def test_moments_are_numpys(values: list[float]) -> None:
 def test_no_values_are_zeros_not_errors() -> None:
     assert set(spread([]).values()) == {0.0}
     assert ci95([1.0]) is None
-    empty = summarize(Run([Record(0, 0.0, 0.0, 1, error="x")], 1.0, 1, 1, 1.0))
+    empty = summarize(LoadRun([Record(0, 0.0, 0.0, 1, error="x")], 1.0, 1, 1, 1.0))
     assert empty["p99_itl_ms"] == 0.0
 
 

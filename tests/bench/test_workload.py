@@ -205,5 +205,5 @@ def test_the_real_traces_load(shared: Path) -> None:
     assert sum(len(row.hash_ids) for row in rows) == 288_500
     assert all(len(row.hash_ids) == -(-row.input_len // 512) for row in rows)
     azure = list(traces.azure(shared / "data/traces/azure2023/AzureLLMInferenceTrace_conv.csv"))
-    assert azure[0] == traces.Row(0.0, 374, 44)
+    assert azure[0] == traces.TraceRow(0.0, 374, 44)
     assert all(a.arrival <= b.arrival for a, b in itertools.pairwise(azure))

@@ -11,7 +11,7 @@ from tuili.base.gpu import Card
 from tuili.base.hardware import Hardware
 from tuili.cli import doctor as module
 from tuili.cli.doctor import FAIL, PASS, WARN, examine
-from tuili.ops.triton import Description
+from tuili.ops.triton import TritonSupport
 
 if TYPE_CHECKING:
     from conftest import Invoke
@@ -94,14 +94,14 @@ def test_the_card_and_whether_torch_can_use_it(
 @pytest.mark.parametrize(
     ("card", "here", "verdict", "found"),
     [
-        (H200, Description(True, card="NVIDIA H200"), PASS, "for NVIDIA H200"),
-        (H200, Description(False, why="Triton is not installed"), WARN, "references"),
-        (None, Description(False, why="no CUDA device"), PASS, "not used: no CUDA device"),
-        (None, Description(True, interpreted=True), PASS, "interpreted"),
+        (H200, TritonSupport(True, card="NVIDIA H200"), PASS, "for NVIDIA H200"),
+        (H200, TritonSupport(False, why="Triton is not installed"), WARN, "references"),
+        (None, TritonSupport(False, why="no CUDA device"), PASS, "not used: no CUDA device"),
+        (None, TritonSupport(True, interpreted=True), PASS, "interpreted"),
     ],
 )
 def test_whether_triton_kernels_run(
-    card: Card | None, here: Description, verdict: str, found: str, monkeypatch: pytest.MonkeyPatch
+    card: Card | None, here: TritonSupport, verdict: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tuili.base.gpu.find", lambda: card)
     monkeypatch.setattr("tuili.ops.triton.describe", lambda: here)

@@ -155,7 +155,7 @@ def test_answers_wrap_at_words_on_a_terminal_only(
 ) -> None:
     story = "Once upon a time there was a little fox who lived by the sea. "
 
-    async def tell(session: Session, text: str, answer: module.Answer, show: Callable[[str], None]) -> None:
+    async def tell(session: Session, text: str, answer: module.ChatAnswer, show: Callable[[str], None]) -> None:
         for at in range(0, len(story), 3):
             show(story[at : at + 3])
         if text == "^C":

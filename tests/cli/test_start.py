@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "fastapi", "uvicorn", "transformers", "numpy", "tokenizers", "huggingface_hub")
+HEAVY = ("torch", "pydantic", "uvicorn", "transformers", "numpy", "tokenizers", "huggingface_hub")
 
 
 def tuili(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -105,3 +105,18 @@ def test_a_config_error_names_the_nearest(tmp_path: Path) -> None:
     done = tuili("config", "show", "--no-resolve", "--config", str(file))
     assert done.returncode == 1
     assert "Did you mean 'max_num_seqs'?" in done.stderr
+
+
+def test_a_full_or_closed_standard_output_is_one_message() -> None:
+    for place, said in (("/dev/full", "No space left"), ("&-", "closed")):
+        command = f"{sys.executable} -m tuili run --prompt hi --max-tokens 3 >{place}"
+        done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_context_that_serves_nothing_is_refused() -> None:
+    done = tuili("config", "show", "embedded", "--max-model-len", "1")
+    assert done.returncode == 2
+    assert "--max-model-len" in done.stderr

@@ -10,6 +10,7 @@ import pytest
 from sim_loop import VOCAB, SimLoop, naive, request
 
 from tuili.base.errors import ConfigError, OverloadedError, RequestError
+from tuili.core import cache
 from tuili.core.plan import TopLogprobs
 from tuili.core.request import FinishReason
 from tuili.core.waiting import WaitingQueue
@@ -63,6 +64,37 @@ def test_a_bug_in_the_books_of_one_request_ends_it_alone(depth: int, others: str
     loop.assert_naive(*requests)
     assert loop.last("b").finish == FinishReason.ERROR
     assert "TypeError" in loop.last("b").error
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("part", ["cache.lookup", "cache.admit", "_start", "cache.count_query", "_add_chunk", "_offer"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_fault_while_one_is_admitted_ends_it_alone(
+    part: str, after: bool, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the part had done already: nothing of it stays, and those behind it in the queue come in."""
+    loop = SimLoop(depth=depth)
+    *owner, name = part.split(".")
+    holder = getattr(loop.scheduler, owner[0]) if owner else loop.scheduler
+    whole, calls = getattr(holder, name), []
+
+    def fails(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1 and not after:
+            raise ZeroDivisionError("bug")
+        made = whole(*args, **kwargs)
+        if len(calls) == 1:
+            raise ZeroDivisionError("bug")
+        return made
+
+    monkeypatch.setattr(holder, name, fails)
+    requests = [request(id, [i, 2, 3], 8) for i, id in enumerate("abc")]
+    loop.add(*requests)
+    loop.drain()
+    loop.assert_naive(*requests[1:])
+    assert loop.last("a").finish == FinishReason.ERROR
+    assert "ZeroDivisionError in the scheduler: bug" in loop.last("a").error
+    loop.scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -268,6 +300,19 @@ def test_requests_larger_than_the_pool_are_refused() -> None:
     loop.add(request("b", [1] * 10, 10))
     loop.drain()
     loop.assert_naive(request("b", [1] * 10, 10))
+
+
+def test_of_the_choices_of_one_prompt_only_the_first_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    digest = cache.block_digest
+    monkeypatch.setattr(cache, "block_digest", lambda *block: hashed.append(1) or digest(*block))
+    loop = SimLoop(blocks=100, block_size=4, max_model_len=100)
+    same = [request(f"r{i}", range(40), 5) for i in range(20)]
+    other = [request("salted", range(40), 5, salt="x"), request("longer", range(44), 5), request("twin", range(44), 5)]
+    loop.add(*same, *other)
+    assert len(hashed) == 10 + 10 + 11
+    loop.drain()
+    loop.assert_naive(*same, *other)
 
 
 def test_a_full_queue_refuses() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,11 @@ def test_named_tokens_reach_templates(tmp_path: Path) -> None:
 def test_what_cannot_be_is_named(files: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=says):
         Tokenizer.open(write(tmp_path, **files))
+
+
+def test_large_ids_of_tokens_take_no_time(tmp_path: Path) -> None:
+    table = stored()
+    table["model"]["vocab"]["ab"] = (1 << 32) - 1
+    start = time.process_time()
+    assert Tokenizer.open(write(tmp_path, tokenizer=table)).encode("a") == [64]
+    assert time.process_time() - start < 5

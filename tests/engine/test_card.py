@@ -25,7 +25,7 @@ from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, Measu
 from tuili.engine.profile import asked_for, largest_step, measure
 from tuili.engine.resolve import resolve
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.ops.triton import Description, describe
+from tuili.ops.triton import TritonSupport, describe
 from tuili.runtime.host import Interpreter
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -127,7 +127,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(build, "open_device", lambda config: Interpreter())
     monkeypatch.setattr(build, "place", lambda config: "cpu")
     monkeypatch.setattr("tuili.engine.profile.CudaMeter", lambda: found)
-    monkeypatch.setattr("tuili.ops.triton.describe", lambda: Description(True, card="H200"))
+    monkeypatch.setattr("tuili.ops.triton.describe", lambda: TritonSupport(True, card="H200"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return found
 

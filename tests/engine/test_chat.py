@@ -1,8 +1,10 @@
+# ruff: noqa: E501 (a template is a line)
 """Chat templates: transformers' apply_chat_template is the oracle."""
 
 from __future__ import annotations
 
 import copy
+import os
 from datetime import datetime
 
 import jinja2
@@ -231,3 +233,253 @@ def test_where_templates_are_looked_for(tmp_path):
     for name in ("nowhere.jinja", "a\0b", "~no such user/x", str(tmp_path)):
         with pytest.raises(ConfigError, match="no readable file"):
             find_template(tmp_path, {}, name)
+
+
+# Content as string or parts, null, or missing ------------------------------------------------------------------------
+
+LOOP = "{% for p in m.content %}{{ p.text }}{% endfor %}"
+EITHER = "{% if m.content is string %}{{ m.content | trim }}{% else %}" + LOOP + "{% endif %}"
+MIXED = {
+    "system trimmed": "{% set s = messages[0].content | trim %}<S>{{ s }}{% for m in messages[1:] %}<{{ m.role }}>"
+    + EITHER
+    + "{% endfor %}",
+    "system concatenated": "{{ messages[0].content + '|' }}{% for m in messages[1:] %}" + EITHER + "{% endfor %}",
+    "a branch for strings": "{% for m in messages %}" + EITHER + "{% endfor %}",
+    "not string": "{% for m in messages %}{% if m.content is not string %}" + LOOP + "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "split": "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% else %}"
+    + EITHER
+    + "{% endif %};{% endfor %}",
+    "tested for what it begins with": "{% for m in messages %}{% if m.content.startswith(' Be') %}S{% endif %}" + EITHER + "{% endfor %}",
+    "first letter": "{% for m in messages %}{{ m.content[0] }}{{ m.content[:4] }}" + EITHER + "{% endfor %}",
+    "by a macro": "{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p.text }}{% endfor %}{% endif %}{% endmacro %}"
+    "{% for m in messages %}{{ show(m.content) }}{{ m.content | length }}{% endfor %}",
+    "JSON": "{% for m in messages %}{{ m.content | tojson }}{% if m.content is string %}{% else %}" + LOOP + "{% endif %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_strings_stay_strings_where_templates_know_both(name):
+    messages = [SYSTEM, TALK[0], {"role": "assistant", "content": "<think>x</think>a"}, TALK[2]]
+    assert render(MIXED[name], messages) == oracle(MIXED[name], messages)
+
+
+@pytest.mark.parametrize("item", ["m.content[0].text", "m.content[0]['text']", "(m.content | first).text"])
+def test_strings_are_parts_to_templates_that_know_only_parts(item):
+    """And may be strings elsewhere in the same template; transformers writes nothing for these."""
+    loops = "{{ messages[0].content | trim }}{% for m in messages %}" + LOOP + "{{ " + item + " }};{% endfor %}"
+    assert render(loops, [{"role": "user", "content": "hi "}]) == "hihi hi ;"
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"city": "Oslo"}}}
+ASKS = {
+    "is none": "{% for m in messages %}{% if m['content'] is none %}<{{ m.tool_calls[0].function.name }}>"
+    "{% elif m['content'] is not none %}{{ m['content'] }}{% endif %}{% endfor %}",
+    "== none": "{% for m in messages %}{% if m.content == none %}<call>{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "by a variable": "{% for m in messages %}{% set c = m.content %}{% if c is not none %}{{ c }}{% else %}<call>{% endif %}{% endfor %}",
+    "by get": "{% for m in messages %}{% if m.get('content') is none %}<call>{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "is defined": "{% for m in messages %}{% if m.content is defined %}[{{ m.content or '' }}]{% endif %}{% endfor %}",
+    "in": "{% for m in messages %}{% if 'content' in m %}[{{ m.content or '' }}]{% endif %}{% endfor %}",
+    "default": "{% for m in messages %}[{{ m.content | default('none', true) }}]{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", ["is none", "== none", "by a variable", "by get"])
+def test_null_contents_are_null_to_templates_that_ask(name):
+    """As in transformers, but for its releases that leave null out: with those the calls are lost."""
+    messages = [TALK[1], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert render(ASKS[name], messages) == TALK[1]["content"] + ("<f>" if name == "is none" else "<call>")
+
+
+@pytest.mark.parametrize("name", ["is defined", "in", "default"])
+@pytest.mark.parametrize("content", [{}, {"content": None}], ids=["missing", "null"])
+def test_missing_contents_are_missing_to_templates_that_ask(name, content):
+    messages = [TALK[0], {"role": "assistant", "tool_calls": [CALL], **content}]
+    assert render(ASKS[name], messages) == oracle(ASKS[name], messages)
+
+
+def test_null_contents_are_empty_elsewhere():
+    messages = [{"role": "user", "content": None}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert render("{% for m in messages %}[{{ m.content }}]{% endfor %}", messages) == "[][]"
+    assert render(ASKS["is none"], messages[:1]) == "", "only who answers may have said nothing"
+    assert render("{% for m in messages %}<" + LOOP + ">{% endfor %}", messages) == "<><>"
+
+
+# Roles, tool calls, reasoning ----------------------------------------------------------------------------------------
+
+KNOWN = "{% for m in messages %}{% if m.role in ['system', 'developer'] %}<{{ m.role }}>{% endif %}{{ m.content }}{% endfor %}"
+TABLED = "{% set names = {'developer': 'D', 'user': 'U'} %}{% for m in messages %}{{ names[m.role] }}{% endfor %}"
+QWEN = "{% for m in messages %}{% if m.role == 'system' %}S:{{ m.content }}{% elif m.role == 'user' %}U:{{ m.content }}{% endif %}{% endfor %}"
+
+
+def test_developers_are_systems_where_templates_do_not_know_them():
+    messages = [{"role": "developer", "content": "Be brief."}, TALK[2]]
+    assert render(QWEN, messages) == "S:Be brief.U:Tell me more"
+    assert render(CHATML, messages, add_generation_prompt=False).startswith("<|im_start|>system\nBe brief.")
+    assert render(KNOWN, messages) == "<developer>Be brief.Tell me more"
+    assert render(TABLED, messages) == "DU"
+    as_parts = [{"role": "developer", "content": [{"type": "text", "text": "Be brief."}]}, TALK[2]]
+    assert render(QWEN, as_parts) == "S:Be brief.U:Tell me more"
+    assert render(QWEN, [TALK[2], messages[0]]) == "U:Tell me moreS:Be brief."
+    assert render("{{ 'developer' }}" + QWEN, messages).endswith("S:Be brief.U:Tell me more"), "not as a role"
+
+
+def test_functions_are_tools_where_templates_do_not_know_them():
+    messages = [{"role": "function", "name": "f", "content": "4"}]
+    assert (
+        render("{% for m in messages %}{% if m['role'] == 'tool' %}T{{ m.content }}{% endif %}{% endfor %}", messages)
+        == "T4"
+    )
+    assert render("{% for m in messages %}{% if m['role'] == 'function' %}F{% endif %}{% endfor %}", messages) == "F"
+
+
+ITEMS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("arguments", ["", "  ", "null", " null ", "{}", None, "missing", {}])
+def test_calls_without_arguments_have_none(arguments):
+    function = {"name": "now"} if arguments == "missing" else {"name": "now", "arguments": arguments}
+    assert render(ITEMS, [{"role": "assistant", "tool_calls": [{"function": function}]}]) == ""
+    given = [{"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": '{"a": {"b": [1]}}'}}]}]
+    assert render(ITEMS, given) == "a={'b': [1]};"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"function": {"name": "f", "arguments": '{"a":' * 100_000 + "1" + "}" * 100_000}},
+        {"function": {"name": "f", "arguments": "[" * 100_000}},
+        {"function": {"name": "f", "arguments": "9" * 10_000}},
+        {"function": "f"},
+    ],
+    ids=lambda call: str(call)[:40],
+)
+def test_what_is_no_call_is_refused(call):
+    for calls in ([call], "f", 3, {"a": 1}):
+        with pytest.raises(RequestError) as raised:
+            render(CHATML, [{"role": "assistant", "content": None, "tool_calls": calls}])
+        assert raised.value.param == "messages"
+
+
+def test_arguments_that_are_nested_too_deeply_to_be_written_are_refused():
+    nested: dict = {}
+    for _ in range(5000):
+        nested = {"a": nested}
+    with pytest.raises(RequestError, match="chat template failed"):
+        render(CHATML, [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": nested}}]}])
+
+
+@pytest.mark.parametrize("calls", [None, []])
+def test_no_calls_are_no_key(calls):
+    messages = [TALK[0], {"role": "assistant", "content": "yes", "tool_calls": calls}, TALK[2]]
+    assert render(LLAMA3, messages) == render(LLAMA3, [TALK[0], TALK[1] | {"content": "yes"}, TALK[2]])
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_one_name(name):
+    template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }}{% endfor %}"
+    messages = [{"role": "assistant", "content": "a", name: "because"}]
+    assert render(template, messages) == oracle(template, messages) == "because|because|a"
+
+
+# Continuing ----------------------------------------------------------------------------------------------------------
+
+STRIPS = "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1].strip() }}</{{ m.role }}>{% endfor %}"
+SHOUTS = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+FORGETS = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "end", ["i", "im", "end", "e", "<", "|>", ">", "\n", "x\n ", "assistant", "<|im_end|>", "End_of_final_message_0"]
+)
+@pytest.mark.parametrize(
+    "template", [CHATML, LLAMA3, GEMMA, STRIPS, PARTS], ids=["chatml", "llama3", "gemma", "strips", "parts"]
+)
+def test_a_short_last_message_is_continued_where_it_ends(template, end):
+    messages = [{"role": "user", "content": f"say {end} End_of_final_message_1"}, {"role": "assistant", "content": end}]
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    if not end.strip():
+        with pytest.raises(RequestError, match="empty"):
+            render(template, messages, **options)
+        return
+    got = render(template, messages, **options)
+    assert got == (oracle(template, messages, continue_final_message=True) if template != PARTS else got)
+    whole = render(template, messages, add_generation_prompt=False)
+    assert whole.startswith(got)
+    assert got.rstrip().endswith(end.strip())
+    assert "End_of" not in whole[len(got) :]
+
+
+def test_the_last_part_of_the_last_message_is_continued():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "e"}]
+    messages = [TALK[0], {"role": "assistant", "content": parts}]
+    for template, said in ((PARTS, "(text:one)(text:e"), (CHATML, "one\ne")):
+        got = render(template, messages, add_generation_prompt=False, continue_final_message=True)
+        assert got.endswith(said)
+
+
+@pytest.mark.parametrize("template", [SHOUTS, FORGETS])
+def test_a_template_that_writes_something_else_is_told(template):
+    """Also where an earlier message quotes the last."""
+    messages = [{"role": "user", "content": "say yes"}, {"role": "assistant", "content": "yes"}]
+    with pytest.raises(RequestError, match="does not write the last message as it is") as raised:
+        render(template, messages, add_generation_prompt=False, continue_final_message=True)
+    assert raised.value.param == "continue_final_message"
+
+
+# Files and scopes ----------------------------------------------------------------------------------------------------
+
+
+def test_generation_blocks_have_a_scope_of_their_own():
+    inside = "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}{% endgeneration %}{{ x }}{% endfor %}"
+    assert render(inside, TALK) == oracle(inside, TALK)
+    unset = inside.removeprefix("{% set x = 1 %}")
+    assert render(unset, TALK) == oracle(unset, TALK)
+
+
+def test_templates_in_a_folder(tmp_path):
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("T")
+    (folder / "rag.jinja").write_text("R")
+    assert find_template(tmp_path, {}, tools=True) == "T"
+    assert find_template(tmp_path, {}, tools=False) is None
+    assert find_template(tmp_path, {"chat_template": "C"}, tools=False) == "C"
+    (tmp_path / "chat_template.jinja").write_text("D")
+    listed = {"chat_template": [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]}
+    assert find_template(tmp_path, listed, tools=True) == "T"
+    assert find_template(tmp_path, listed, tools=False) == "D"
+
+
+def test_the_template_of_a_processor(tmp_path):
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "P"}')
+    assert find_template(tmp_path, {}) == "P"
+    assert find_template(tmp_path, {"chat_template": "C"}) == "C"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"chat_template": 5}, "must be a string or a list"),
+        ({"chat_template": {"default": "x"}}, "must be a string or a list"),
+        ({"chat_template": [{"name": ["x"], "template": "y"}]}, "must be a string or a list of names"),
+        ({"chat_template": [{"name": "default", "template": None}]}, "must be a string or a list of names"),
+    ],
+)
+def test_what_is_no_template_is_named(config, says, tmp_path):
+    with pytest.raises(ModelError, match=f"tokenizer_config.json {says}"):
+        find_template(tmp_path, config)
+
+
+def test_templates_that_cannot_be_read_are_named(tmp_path):
+    file = tmp_path / "chat_template.jinja"
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(ModelError, match=r"chat_template.jinja cannot be read as UTF-8"):
+        find_template(tmp_path, {})
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)
+    with pytest.raises(ModelError, match="at most"):
+        find_template(tmp_path, {})
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ModelError, match="not a regular file"):
+        find_template(tmp_path, {})

@@ -296,3 +296,24 @@ def test_a_loop_that_went_away_leaves_nothing_behind():
         thread.join()
         asyncio.run(idle(client))
         assert client.engine.snapshot().kv_blocks_used == 0
+
+
+def test_the_books_are_checked_when_nothing_is_asked(monkeypatch):
+    """A block that nobody holds and nobody gave back ends the engine, before somebody is given what another writes."""
+    monkeypatch.setattr("tuili.engine.client.IDLE", 0.01)
+
+    async def main(client):
+        assert await collect(client, request("a", max_tokens=3))
+        await asyncio.sleep(0.05)
+        assert client.healthy()
+        client.engine.scheduler.cache._refs[5] += 1
+        assert await collect(client, request("b", max_tokens=3))
+        for _ in range(500):
+            if not client.healthy():
+                break
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineDead, match="books disagree"):
+            await collect(client, request("c", max_tokens=3))
+
+    with client_of(engine(blocks=128)) as client:
+        asyncio.run(main(client))

@@ -13,20 +13,20 @@ from tuili.base.errors import ConfigError
 from tuili.base.hardware import probe
 from tuili.engine.device import able, backend
 from tuili.ops import cpu
-from tuili.ops.triton import Description
+from tuili.ops.triton import TritonSupport
 
 WITH_CARD = replace(probe(), gpu="H200", gpu_memory=2**37, gpu_free=2**37)
-INTERPRETED = Description(True, interpreted=True)
-COMPILED = Description(True, card="H200")
-ABSENT = Description(False, why="Triton is not installed: pip install 'tuili[gpu]'")
-NO_CARD = Description(False, why="no CUDA device (set TRITON_INTERPRET=1 to test the kernels on a CPU, slowly)")
+INTERPRETED = TritonSupport(True, interpreted=True)
+COMPILED = TritonSupport(True, card="H200")
+ABSENT = TritonSupport(False, why="Triton is not installed: pip install 'tuili[gpu]'")
+NO_CARD = TritonSupport(False, why="no CUDA device (set TRITON_INTERPRET=1 to test the kernels on a CPU, slowly)")
 
 
 @pytest.fixture
 def here(monkeypatch):
     """``here(cuda, found)``: torch can use a card or not, and Triton is as ``found``."""
 
-    def make(cuda: bool, found: Description) -> None:
+    def make(cuda: bool, found: TritonSupport) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr("tuili.ops.triton.describe", lambda: found)
 

@@ -77,6 +77,25 @@ def test_records_add_up():
     assert snapshot.prefix_hits > 0
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_updates_say_when_a_request_came_and_how_often_it_gave_way(depth):
+    """Of this request, as of this update: a client in another process knows nothing else."""
+    run = engine(depth=depth, seqs=8, budget=16, blocks=20, verify=True)
+    came = {}
+    for i in range(8):
+        run.clock.advance(1.0)
+        came[f"r{i}"] = run.clock.now()
+        run.add(request(f"r{i}", length=6, max_tokens=30))
+    seen = drain(run)
+    for id, updates in seen.items():
+        assert {update.timing.queued for update in updates} == {came[id]}
+        counts = [update.preemptions for update in updates]
+        assert counts == sorted(counts)
+        times = updates[-1].timing
+        assert times.queued <= times.scheduled <= times.first_token <= times.last_token
+    assert sum(updates[-1].preemptions for updates in seen.values()) == run.snapshot().preemptions > 0
+
+
 def test_abort_frees_at_once():
     run = engine()
     run.add(request("a", max_tokens=100))

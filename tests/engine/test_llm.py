@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tiny_models import prompt, reference_greedy
 
 from tuili import LLM, SamplingParams
@@ -74,6 +76,87 @@ def test_every_form_of_prompt(llm):
     assert llm.generate([], greedy()) == []
     with pytest.raises(RequestError, match="prompt_token_ids"):
         llm.generate({"text": "Hello"})
+
+
+def test_prompts_and_params_may_come_one_by_one(llm):
+    texts = ["one", "two", "three", "four"]
+    for prompts in (
+        (text for text in texts),
+        map(str, texts),
+        iter(texts),
+        np.array(texts),
+        dict.fromkeys(texts).keys(),
+    ):
+        outputs = llm.generate(prompts, (greedy(max_tokens=2 + i) for i in range(4)))
+        assert [output.prompt for output in outputs] == texts
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [2, 3, 4, 5]
+    ids = [[5, 6, 7], [8, 9, 10]]
+    expected = [output.outputs for output in llm.generate(ids, greedy())]
+    for prompts in (np.array(ids), torch.tensor(ids), (tuple(each) for each in ids), map(np.array, ids)):
+        assert [output.outputs for output in llm.generate(prompts, greedy())] == expected
+    for single in (
+        np.array(ids[0]),
+        torch.tensor(ids[0]),
+        tuple(ids[0]),
+        iter(ids[0]),
+        [np.int64(id) for id in ids[0]],
+    ):
+        assert [output.outputs for output in llm.generate(single, greedy())] == expected[:1]
+    assert len(llm.chat(([{"role": "user", "content": text}] for text in texts), greedy(max_tokens=1))) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompts", "param"),
+    [
+        (None, "prompts"),
+        (5, "prompts"),
+        (b"bytes", "prompts"),
+        ([b"bytes"], "prompt"),
+        ([None], "prompt"),
+        (["text", 5], "prompt"),
+        ([5.0, 6.0], "prompt"),
+        ([True], "prompt"),
+        ("half \ud800", "prompt"),
+        ({}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt_token_ids": "text"}, "prompt_token_ids"),
+        ({"prompt": "Hi", "multi_modal_data": {"image": "x"}}, "multi_modal_data"),
+        ({"prompt": "Hi", "cache_salt": 5}, "cache_salt"),
+        ({"prompt": "Hi", "cache_salt": ""}, "cache_salt"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_prompt_is_refused(llm, prompts, param):
+    steps = llm.engine.snapshot().steps
+    with pytest.raises(RequestError) as raised:
+        llm.generate(prompts, greedy())
+    assert raised.value.param == param
+    for params in ("x", [{"max_tokens": 3}], {"max_tokens": 3}):
+        with pytest.raises(RequestError):
+            llm.generate(["Hello"], params)
+    with pytest.raises(RequestError, match="scheduling-policy priority"):
+        llm.generate(["Hello"], greedy(), priority=[1])
+    assert llm.engine.snapshot().steps == steps
+
+
+def test_prefixes_are_reused_under_one_salt_only(llm):
+    def cached(salt) -> int:
+        prompt = {"prompt_token_ids": list(range(20, 84)), "cache_salt": salt}
+        return llm.generate(prompt, greedy(max_tokens=1))[0].num_cached_tokens
+
+    assert [cached(salt) for salt in ("one", "two", None, "one", "two", None)] == [0, 0, 0, 48, 48, 48]
+
+
+def test_outputs_have_times(llm):
+    began = llm.engine.clock.now()
+    (output,) = llm.generate("Hello", greedy(max_tokens=4, ignore_eos=True))
+    times = output.metrics
+    stamps = [began, times.arrival_time, times.queued_ts, times.scheduled_ts, times.first_token_ts, times.last_token_ts]
+    assert stamps == sorted(stamps)
+    assert times.first_token_latency == times.first_token_ts - times.arrival_time
+    assert times.num_generation_tokens == 4
+    assert output.outputs[0].finished()
 
 
 def test_params_one_or_each(llm):

@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -249,3 +250,10 @@ def test_the_table_and_its_remedies(memory):
     for flag, value in proposed:
         kind = {"dtype": str, "quantization": str, "gpu-memory-utilization": float}.get(flag, int)
         run(hardware, **{**settings_given, flag.replace("-", "_"): kind(value)})
+
+
+def test_an_unknown_policy_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    from tuili.engine.build import build
+
+    with pytest.raises(ConfigError, match=r"'fcfz'.*Did you mean 'fcfs'"):
+        build(Config(model=str(tmp_path), scheduling_policy="fcfz"))

@@ -149,6 +149,41 @@ def test_records_of_finished_requests():
     assert len(steps) == text.snapshot().steps
 
 
+def test_records_say_whose_it_was_when_it_came_and_how_often_it_gave_way():
+    """Of a pool so small that requests are preempted."""
+    tokenizer = byte_level()
+    run = engine(tokens=lambda id, history: 50 + len(history) % 7, blocks=26, max_model_len=100, verify=True)
+    text = text_engine(tokenizer, run)
+    finished: dict = {}
+    text.on_finish.append(lambda record: finished.update({record.id: record}))
+
+    async def one(i: int) -> None:
+        params = SamplingParams(max_tokens=40, ignore_eos=True)
+        owner = {"tenant": f"t{i % 3}", "session": f"s{i}"}
+        async for _ in text.generate(PROMPT, params, request_id=f"r{i}", arrival=-float(i), **owner):
+            pass
+
+    async def main() -> None:
+        await asyncio.gather(*map(one, range(12)))
+
+    asyncio.run(main())
+    for i in range(12):
+        record = finished[f"r{i}"]
+        assert (record.arrival, record.tenant, record.session) == (-float(i), f"t{i % 3}", f"s{i}")
+    assert sum(record.preemptions for record in finished.values()) == text.snapshot().preemptions > 0
+    text.close()
+    assert not text.healthy()
+
+
+def test_an_arrival_that_nobody_gave_is_now():
+    text = speaking("Hi")
+    finished = []
+    text.on_finish.append(finished.append)
+    before = text.clock.now()
+    generate(text)
+    assert before <= finished[0].arrival <= finished[0].timing.queued
+
+
 def test_leaving_the_iterator_aborts():
     text = speaking("word " * 30, before=lambda plan: time.sleep(0.002))
     finished = []
@@ -225,7 +260,7 @@ def test_a_bug_outside_of_the_engine_ends_one_request(monkeypatch):
             await collect(text, SamplingParams())
 
     asyncio.run(main())
-    assert text.snapshot().kv_blocks_used == 0
+    wait_idle(text)
     assert text.healthy()
 
 

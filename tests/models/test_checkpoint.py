@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from tuili.base.errors import ModelError
 from tuili.layers.sizes import kv_bytes_per_position
 from tuili.layers.spec import ModelSpec
 from tuili.models import families, family_of
-from tuili.models.checkpoint import open_checkpoint
+from tuili.models.checkpoint import HUB_FILES, HUB_SKIP, open_checkpoint
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -64,6 +65,33 @@ def test_no_family_is_broken() -> None:
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>'"),
         ({"rope_scaling": {"type": "mrope"}}, "type='mrope'"),
+        ({"hidden_act": ["silu"]}, "hidden_act=['silu']"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
+        ({"vocab_size": 10**12}, "vocab_size=1000000000000"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings=1000000000000"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps=1000"),
+        ({"eos_token_id": [1] * 1000}, "eos_token_id=[1, 1"),
+        ({"eos_token_id": 2**40}, "eos_token_id=1099511627776"),
+        ({"dtype": ["float32"]}, "dtype=['float32']"),
+        ({"rope_scaling": {"type": ["yarn"]}}, "type=['yarn']"),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e300}}, "factor=1e+300"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "rope_theta": 1}}, "rope_theta=1"),
+        ({"rope_theta": 1e-9}, "rope_theta=1e-09"),
+        ({"rope_theta": "1e4"}, "rope_theta='1e4'"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor='half'"),
+        ({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "partial_rotary_factor=None"),
+        ({"rope_parameters": {"full_attention": 3}}, "rope_parameters: full_attention=3"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 5}, "sliding_attention": {}}},
+            "the same for all layers",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "in rope_parameters",
+        ),
+        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": [["full_attention"]] * 4}, "layer_types=[['full_att"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 8.5}, "sliding_window=8.5"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "names no architecture"),
         ({"rope_scaling": {"type": "linear"}}, "no 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor='2'"),
         ({"rope_scaling": [1]}, "rope_scaling=[1]"),
@@ -125,6 +153,64 @@ def test_what_is_not_supported_is_named(changes: dict[str, Any], says: str) -> N
 )
 def test_old_and_new_spellings_mean_the_same(old: dict[str, Any], new: dict[str, Any]) -> None:
     assert parse(**old) == parse(**new)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 8, "head_dim": 16}
+FULL, LOCAL = {"rope_type": "default", "rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": YARN}, {"rope_parameters": YARN}),
+        (
+            {"rope_parameters": FULL, "rope_theta": 5e5, "rope_scaling": YARN},
+            {"rope_parameters": YARN | {"rope_theta": 5e5}},
+        ),
+        ({"rope_parameters": FULL, "rope_scaling": YARN | {"rope_theta": 5e5}}, {"rope_parameters": FULL | YARN}),
+        ({"rope_parameters": YARN, "rope_scaling": YARN | {"factor": 2}}, {"rope_parameters": YARN | {"factor": 2}}),
+        ({"rope_parameters": YARN, "rope_scaling": None}, {"rope_parameters": YARN}),
+        ({"rope_parameters": None, "rope_scaling": YARN}, {"rope_parameters": YARN}),
+        ({"rope_scaling": {"full_attention": YARN}}, {"rope_parameters": {"full_attention": YARN}}),
+        (
+            {"architectures": ["Phi3ForCausalLM"], "rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LONGROPE},
+            {"architectures": ["Phi3ForCausalLM"], "rope_parameters": LONGROPE},
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}
+            | {"rope_theta": 5e5, "rope_local_base_freq": 500.0},
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL, "sliding_attention": LOCAL}},
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL}, "rope_local_base_freq": 500.0},
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL, "sliding_attention": LOCAL}},
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"sliding_attention": LOCAL, "full_attention": None}, "rope_theta": 5e5},
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL, "sliding_attention": LOCAL}},
+        ),
+        (
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL, "sliding_attention": LOCAL}, "rope_scaling": YARN},
+            GEMMA3 | {"rope_parameters": {"full_attention": FULL | YARN, "sliding_attention": LOCAL}},
+        ),
+        (
+            {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 5e5, "rope_parameters": {"full_attention": {}}},
+            {"architectures": ["Qwen3ForCausalLM"], "rope_parameters": FULL},
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_half_migrated_ropes(found: dict[str, Any], meant: dict[str, Any]) -> None:
+    assert parse(**found) == parse(**meant)
+
+
+@pytest.mark.parametrize("architecture", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+@pytest.mark.parametrize("act", ["gelu", "silu", "relu", None])
+def test_gemmas_hidden_act_was_a_mistake(architecture: str, act: str | None) -> None:
+    assert parse(architectures=[architecture], hidden_act=act).activation == "gelu_tanh"
+    assert parse(architectures=[architecture], hidden_act=act, hidden_activation="gelu").activation == "gelu"
 
 
 @pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
@@ -194,6 +280,38 @@ def test_places_that_hold_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": ')
     with pytest.raises(ModelError, match=r"config.json cannot be read as JSON"):
         open_checkpoint(tmp_path)
+
+
+def test_files_that_are_no_files_or_too_large(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"has no config.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    os.mkfifo(tmp_path / "generation_config.json")
+    with pytest.raises(ModelError, match=r"generation_config.json is not a regular file"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    with (tmp_path / "generation_config.json").open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ModelError, match=r"generation_config.json has 1099511627776 bytes, and at most"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=r"generation_config.json cannot be read as UTF-8"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert open_checkpoint(tmp_path).spec.num_layers == 4  # a byte order mark is none of its content
+
+
+@pytest.mark.parametrize(
+    "path", ["original/x.json", "a/x.jinja", "additional/x.jinja", "additional_chat_templates_/x.json"]
+)
+def test_of_the_hubs_folders_only_that_of_templates_is_fetched(path: str) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = ["config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    kept = filter_repo_objects([*wanted, path], allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP)
+    assert list(kept) == wanted
 
 
 def test_code_in_a_checkpoint_is_not_run(

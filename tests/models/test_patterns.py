@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuili.base.errors import ModelError
-from tuili.models.quantized.patterns import Matcher
+from tuili.models.quantized.patterns import NameMatcher
 
 ATOMS = [
     "a",
@@ -43,7 +43,7 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 @settings(max_examples=400, deadline=None)
 @given(st.recursive(st.sampled_from(ATOMS), grown, max_leaves=6), st.text("ab.1", max_size=7))
 def test_equals_re(pattern: str, name: str) -> None:
-    assert Matcher().matches(pattern, name) == (re.match(pattern, name) is not None)
+    assert NameMatcher().matches(pattern, name) == (re.match(pattern, name) is not None)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_equals_re(pattern: str, name: str) -> None:
 def test_what_configs_hold(pattern: str) -> None:
     names = [f"model.layers.{i}.{part}" for i in (1, 12, 3) for part in ("mlp.gate_proj", "self_attn.q_proj", "mlp.up")]
     for name in [*names, "lm_head", "model.embed_tokens"]:
-        assert Matcher().matches(pattern, name) == (re.match(pattern, name) is not None), name
+        assert NameMatcher().matches(pattern, name) == (re.match(pattern, name) is not None), name
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_configs_hold(pattern: str) -> None:
 def test_nothing_hangs(pattern: str) -> None:
     start = time.process_time()
     name = "model.layers.12.self_attn.aaaaaaaaaaaaaaaaaaaaaaaaa_proj"
-    assert not Matcher().matches(pattern, name)
+    assert not NameMatcher().matches(pattern, name)
     assert time.process_time() - start < 1
 
 
@@ -87,10 +87,10 @@ def test_nothing_hangs(pattern: str) -> None:
 )
 def test_what_is_no_pattern_is_named(pattern: str) -> None:
     with pytest.raises(ModelError, match="no regular expression"):
-        Matcher().matches(pattern, "a")
+        NameMatcher().matches(pattern, "a")
 
 
 def test_many_patterns_on_many_modules_are_a_bounded_work() -> None:
-    matcher = Matcher(left=10_000)
+    matcher = NameMatcher(left=10_000)
     with pytest.raises(ModelError, match="take too long"):
         [matcher.matches(".*a.*b", "model.layers.0.mlp.gate_proj") for _ in range(10_000)]

@@ -26,10 +26,12 @@ from tuili import LLM, SamplingParams, ops
 from tuili.base.errors import ConfigError, ModelError
 from tuili.layers.decoder import Decoder
 from tuili.layers.linear import Matrix
-from tuili.layers.sizes import parts, weight_bytes
+from tuili.layers.shapes import projections
+from tuili.layers.sizes import weight_bytes
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.weights import load_model, to_hf
 from tuili.ops import Kernels, cpu, triton
+from tuili.plan.model import open_spec
 from tuili.quant import weight as weights
 from tuili.quant.scheme import SCHEMES, Scheme
 
@@ -397,6 +399,79 @@ def test_tensors_of_another_type_or_shape_than_they_say(made: Made, tmp_path: Pa
             load(changed(made(kind)[0], tmp_path / str(number), {}, tensors))
 
 
+@pytest.mark.parametrize(
+    ("kind", "end", "dtype"),
+    [
+        *(("gptq-v1-g32", end, dtype) for end in ("qweight", "qzeros") for dtype in ("float32", "int64", "int16")),
+        ("gptq-v1-g32", "scales", "int32"),
+        *(("awq-g32", end, "float32") for end in ("qweight", "qzeros")),
+        ("awq-g32", "scales", "int32"),
+        ("ct-w4a16-g64-zeros", "weight_packed", "float32"),
+        ("ct-w4a16-g64-zeros", "weight_zero_point", "int64"),
+        ("ct-w4a16-g64-zeros", "weight_scale", "int32"),
+        ("ct-w8a8-channel", "weight", "uint8"),
+        ("ct-w8a8-channel", "weight_scale", "int8"),
+        ("fp8-block", "weight", "float8_e5m2"),
+        ("fp8-block", "weight_scale_inv", "int32"),
+    ],
+)
+def test_tensors_of_other_dtypes_are_named(kind: str, end: str, dtype: str, made: Made, tmp_path: Path) -> None:
+    name = f"model.layers.0.self_attn.o_proj.{end}"
+    tensor = load_file(made(kind)[0] / "model.safetensors")[name]
+    path = changed(made(kind)[0], tmp_path / "typed", {}, {name: tensor.to(getattr(torch, dtype))})
+    with pytest.raises(ModelError, match=rf"1 of another dtype: {name} \(is \w+, config.json says \w+"):
+        load(path)
+
+
+@pytest.mark.parametrize("code", [-9, 8, 127, -128])
+def test_codes_of_more_than_four_bits_are_refused(code: int, made: Made, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.o_proj"
+    tensor = load_file(made("ct-w4a8-g32")[0] / "model.safetensors")[f"{name}.weight"].clone()
+    tensor[5, 7] = code
+    with pytest.raises(ModelError, match=rf"{name}: some of its codes are outside of -8..7"):
+        load(changed(made("ct-w4a8-g32")[0], tmp_path / "wide", {}, {f"{name}.weight": tensor}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "end"), [("gptq-sym", "scales"), ("ct-w8a8-channel", "weight_scale")])
+def test_scales_that_are_not_finite_are_refused(kind: str, end: str, value: float, made: Made, tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.o_proj"
+    tensor = load_file(made(kind)[0] / "model.safetensors")[f"{name}.{end}"].clone()
+    tensor.view(-1)[-1] = value
+    with pytest.raises(ModelError, match=f"{name}: some of its scales are NaN or infinite"):
+        load(changed(made(kind)[0], tmp_path / "nan", {}, {f"{name}.{end}": tensor}))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("gptq-sym", {"dynamic": {"+:.*mlp.*": 8}}, "dynamic.*mlp.*=8"),
+        ("gptq-sym", {"dynamic": {"+:(((a+)+)+": {}}}, "no regular expression"),
+        ("gptq-sym", {"dynamic": []}, r"dynamic=\[\]"),
+        ("gptq-sym", {"modules_in_block_to_quantize": 3}, "modules_in_block_to_quantize=3"),
+        ("gptq-sym", {"modules_in_block_to_quantize": [[1]]}, "modules_in_block_to_quantize="),
+        ("gptq-sym", {"checkpoint_format": ["gptq"]}, "checkpoint_format="),
+        ("gptq-sym", {"group_size": 2**40}, "group_size=1099511627776"),
+        ("gptq-sym", {"bits": "4"}, "bits='4'"),
+        ("awq-g32", {"version": 1}, "version=1"),
+        ("fp8-block", {"weight_block_size": ["a", "b"]}, "weight_block_size="),
+        ("fp8-block", {"activation_scheme": ["dynamic"]}, "activation_scheme="),
+        ("ct-w4a16-g32", {"config_groups": {"g": 4}}, "config_groups: g=4|config_groups.*g=4"),
+        ("ct-w4a16-g32", group(weights={"strategy": "block", "block_structure": ["x", 1]}), "block_structure='x'"),
+        ("ct-w4a16-g32", group(weights={"strategy": ["group"]}), "strategy="),
+        ("ct-w4a16-g32", {"ignore": ["x"] * 30_000}, "ignore has 30000 names"),
+        ("ct-w4a16-g32", {"ignore": ["re:" + ".*a" * 300] * 10_000}, "take too long to match"),
+        ("ct-w4a16-g32", {"quant_method": ["x"]}, "quant_method="),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_settings_of_other_types_are_named(
+    name: str, settings: dict[str, Any], says: str, made: Made, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=f"(?s)quantization_config.*{says}"):
+        open_checkpoint(changed(made(name)[0], tmp_path / "changed", settings)).spec  # noqa: B018
+
+
 def test_what_may_be_there_and_is_not_used(made: Made, tmp_path: Path) -> None:
     """Ranges of the KV cache; zero biases that AutoGPTQ adds; zero zero points."""
     layer = "model.layers.0.self_attn."
@@ -474,6 +549,73 @@ def test_what_is_left_as_floats(kind: Kind, missing: set[str], tiny: Tiny, tmp_p
     assert all(torch.equal(tensor, want[name]) for name, tensor in to_hf(model))
 
 
+@pytest.mark.parametrize(
+    ("kind", "entry", "kept"),
+    [
+        ("fp8-block", "model.layers.*.mlp", ".mlp."),
+        ("fp8-block", r"model\.layers\.\d+\.mlp", ".mlp."),
+        ("fp8-block", "model.layers.1", "layers.1."),
+        ("fp8-block", "o_proj", "o_proj"),
+        ("fp8-block", "proj", "proj"),
+        ("fp8-block", "re:.*o_proj", "o_proj"),
+        ("fp8-block", "(model.layers.0|model.layers.1).mlp", ".mlp."),
+        ("awq-g32", "self_att", "self_attn"),
+        ("awq-g32", "model.layers.*.mlp", ".mlp."),
+    ],
+)
+def test_what_lists_of_modules_mean(kind: str, entry: str, kept: str, tiny: Tiny, tmp_path: Path) -> None:
+    """As transformers and AutoAWQ match them: the floats of what is left out are loaded."""
+    changes = {"modules_to_not_convert": ["lm_head", entry]}
+    quantized, dense = make_quantized(tiny("llama", **WIDE), partly(KINDS[kind], ("lm_head", kept), changes), tmp_path)
+    model, want = load(quantized), dict(to_hf(load(dense, scheme=None)))
+    assert all(torch.equal(tensor, want[name]) for name, tensor in to_hf(model))
+
+
+def test_an_entry_ends_where_a_part_of_the_name_ends(tiny: Tiny, tmp_path: Path) -> None:
+    kept = {"modules_to_not_convert": ["model.layers.0.mlp.gate", "lm_hea"]}
+    quantized, _ = make_quantized(tiny("llama", **WIDE), partly(KINDS["fp8-block"], ("lm_head",), kept), tmp_path)
+    assert "layers.0.mlp.gate_up_proj" in formats(quantized)
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm"), [("ct-fp8-tensor", "FP8"), ("ct-fp8-channel", "FP8_PER_CHANNEL_PER_TOKEN")]
+)
+@pytest.mark.parametrize("beside", [True, False])
+def test_modelopt(kind: str, algorithm: str, beside: bool, made: Made, tmp_path: Path) -> None:
+    """The same tensors as compressed-tensors writes; the settings in a file of their own, or in config.json."""
+    path = tmp_path / "modelopt"
+    shutil.copytree(made(kind)[0], path)
+    tensors = load_file(path / "model.safetensors")
+    ranges = {
+        name.removesuffix("weight") + "input_scale": torch.ones(()) for name in tensors if name.endswith("_proj.weight")
+    }
+    save_file(tensors | ranges, path / "model.safetensors", {"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    settings: dict[str, Any] = {"quant_algo": algorithm, "kv_cache_quant_algo": "FP8"}
+    if beside:
+        del config["quantization_config"]
+        written = {"producer": {"name": "modelopt"}, "quantization": settings | {"exclude_modules": ["lm_h*"]}}
+        (path / "hf_quant_config.json").write_text(json.dumps(written))
+    else:
+        config["quantization_config"] = settings | {"ignore": ["lm_head"], "producer": {"name": "modelopt"}}
+    (path / "config.json").write_text(json.dumps(config))
+    want = dict(to_hf(load(made(kind)[0])))
+    assert all(torch.equal(tensor, want[name]) for name, tensor in to_hf(load(path)))
+    assert open_spec(str(path)) == open_spec(str(path / "config.json")) == open_checkpoint(path).spec
+
+
+def test_modelopts_other_formats_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    path = tmp_path / "nvfp4"
+    shutil.copytree(tiny("llama"), path)
+    (path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    for reading in (lambda: open_spec(str(path)), lambda: load(path)):
+        with pytest.raises(ModelError, match=r"quant_algo='NVFP4' is not supported.*Known: FP8, FP8_PER_CHANNEL"):
+            reading()
+    (path / "hf_quant_config.json").write_text(json.dumps({"quantization": 8}))
+    with pytest.raises(ModelError, match=r"hf_quant_config.json: quantization=8"):
+        open_checkpoint(path)
+
+
 def test_groups_of_modules_with_numbers_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
     """A pattern wins over a class; each group may have its own file format."""
     plain = tiny("llama", **WIDE)
@@ -542,5 +684,6 @@ def test_parts_of_a_fused_matrix_are_where_layers_have_them(tiny: Tiny) -> None:
     for case in ("llama", "gemma2", "phi3", "mistral-full"):
         model = load(tiny(case), scheme=None)
         block = model.layers[0]
-        assert parts(model.spec, "layers.0.attention.qkv_proj") == block.attention.qkv_proj.parts
-        assert parts(model.spec, "layers.0.mlp.gate_up_proj") == block.mlp.gate_up_proj.parts
+        shapes = projections(model.spec)
+        assert shapes["attention.qkv_proj"].parts == block.attention.qkv_proj.parts
+        assert shapes["mlp.gate_up_proj"].parts == block.mlp.gate_up_proj.parts

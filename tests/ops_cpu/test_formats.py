@@ -21,9 +21,10 @@ from tuili.ops.cpu.integer import (
     unpack_int8,
 )
 from tuili.ops.cpu.packed import pack
-from tuili.ops.cpu.store import round_int4, round_int8
+from tuili.ops.rounding import round_blocks, round_groups
+from tuili.quant.formats import formats
 from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Weight, formats
+from tuili.quant.weight import Weight
 
 SCHEMES = [
     Scheme(),
@@ -84,7 +85,7 @@ class TestWeight:
 
 @pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
 def test_int8_kernel_equals_its_reference_to_the_bit() -> None:
-    codes, scales = round_int8(matrix(77, 515, torch.float32))
+    codes, scales = round_blocks(matrix(77, 515, torch.float32), torch.int8, 1, 515)
     x = matrix(11, 515, torch.float32, 1)
     args = (x, pack_int8(codes), scales[:, 0].contiguous(), 77)
     for isa in ("avx512", "avx2"):
@@ -110,13 +111,13 @@ def test_integer_packing_is_a_bijection(size: tuple[int, int]) -> None:
 def test_rounding_errs_by_half_a_step() -> None:
     weight = matrix(64, 256, torch.float32)
     weight[3] = 0
-    codes, scales, zeros = round_int4(weight, 32, symmetric=False)
+    codes, scales, zeros = round_groups(weight, 32, symmetric=False)
     assert zeros is not None
     scale, zero = (t.float().repeat_interleave(32, 1) for t in (scales, zeros))
     error = ((codes.float() - zero) * scale - weight).abs()
     assert float((error / scale).max()) <= 1.01  # a rounded zero point may cost another half
-    codes, scales = round_int8(weight)
-    assert float(((codes * scales - weight).abs() / scales).max()) <= 0.501
+    codes, scales = round_blocks(weight, torch.int8, 1, 256)
+    assert float(((codes * scales - weight).abs() / scales.clamp(min=1e-9)).max()) <= 0.501
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -124,7 +125,7 @@ def test_symmetric_int4_errs_by_half_a_step_or_clips_and_errs_less(group: int) -
     """A scale that reaches the extreme errs by half a step; a smaller one is taken only where the squares are less."""
     weight = matrix(64, 256, torch.float32)
     weight[3] = 0
-    codes, scales, zeros = round_int4(weight, group, symmetric=True)
+    codes, scales, zeros = round_groups(weight, group, symmetric=True)
     assert zeros is None
     scale, wide = scales.float().unsqueeze(-1), weight.unflatten(-1, (-1, group))
     error = (codes.unflatten(-1, (-1, group)).float() - 8) * scale - wide

@@ -212,7 +212,7 @@ def test_a_card_s_file_gives_back_what_was_measured(tmp_path: Path) -> None:
     tiles = {rows: tuning.Tile(64, rows, 128, splits, 4, 3) for rows, splits in ((16, 4), (32, 2), (128, 1))}
     by_rows = {1: tiles[16], 64: tiles[32], 256: tiles[128]}
     decode = {8: tuning.AttentionTile(16, 64, 2, 4, 3)}
-    card = tuning.Card("Some Card 9", "3.6.0", {"k 512x256": by_rows}, {"decode int8 4x128": decode})
+    card = tuning.CardTiles("Some Card 9", "3.6.0", {"k 512x256": by_rows}, {"decode int8 4x128": decode})
     path = card.save(tmp_path)
     assert path.name == "some-card-9.json"
     assert tuning.load(path) == card
@@ -225,9 +225,9 @@ def test_a_card_s_file_gives_back_what_was_measured(tmp_path: Path) -> None:
 
 def test_a_card_s_file_grows(tmp_path: Path) -> None:
     one, two = tuning.Tile(64, 16, 128, 1, 4, 3), tuning.Tile(128, 16, 128, 1, 4, 3)
-    tuning.Card("c", "3.6.0", {"k 1x1": {1: one, 8: one}}).save(tmp_path)
-    path = tuning.Card("c", "", {"k 1x1": {8: two}, "other 1x1": {1: two}}).save(tmp_path)
-    assert tuning.load(path) == tuning.Card("c", "3.6.0", {"k 1x1": {1: one, 8: two}, "other 1x1": {1: two}})
+    tuning.CardTiles("c", "3.6.0", {"k 1x1": {1: one, 8: one}}).save(tmp_path)
+    path = tuning.CardTiles("c", "", {"k 1x1": {8: two}, "other 1x1": {1: two}}).save(tmp_path)
+    assert tuning.load(path) == tuning.CardTiles("c", "3.6.0", {"k 1x1": {1: one, 8: two}, "other 1x1": {1: two}})
 
 
 def test_a_tile_that_does_not_run_is_never_the_fastest() -> None:
@@ -241,7 +241,7 @@ def test_attention_takes_the_tiles_of_its_card(monkeypatch: pytest.MonkeyPatch) 
     """Measured ones are used, for their phase and their kind of cache only; where keys are split is no matter."""
     from tuili.ops.triton import attention
 
-    known = tuning.Card("", "", {}, {"decode bfloat16 2x16": {4: tuning.AttentionTile(32, 16, 9, 2, 1)}})
+    known = tuning.CardTiles("", "", {}, {"decode bfloat16 2x16": {4: tuning.AttentionTile(32, 16, 9, 2, 1)}})
     monkeypatch.setattr(tuning, "card", lambda name: known)
     sizes = 4, 2, 16, 4096
     measured = attention.tiling(3, 3, *sizes, torch.bfloat16, 100)

@@ -11,9 +11,9 @@ import pytest
 from tuili.base import limits
 from tuili.base.errors import ConfigError
 from tuili.layers.spec import ModelSpec, RopeSpec
-from tuili.plan.memory import Width, width_of
+from tuili.plan.memory import Kept
 from tuili.plan.roofline import decode_step, peak_kind
-from tuili.quant.scheme import Scheme
+from tuili.quant.scheme import SCHEMES, Scheme
 
 #: 2 layers, hidden 8, inner 16, 2 heads of 4, 1 KV head, vocabulary 32, head tied.
 #: Matrices of a layer: 16 x 8, 8 x 8, 32 x 8, 8 x 16 = 576; embedding 256; norms 5 x 8.
@@ -28,7 +28,7 @@ def machine(**fields: Any) -> dict[str, Any]:
 
 
 def test_bytes_of_a_step_by_hand() -> None:
-    step = decode_step(SPEC, width_of("bfloat16"), [10, 20])
+    step = decode_step(SPEC, ("bfloat16", None), [10, 20])
     assert step.weights == 2 * (2 * 576 + 256 + 5 * 8)
     assert step.kv == 2 * 2 * (1 * 4) * 2 * (10 + 20)  # K and V, layers, values, bytes, positions
     assert step.operations == 2 * 2 * (2 * 576 + 256)
@@ -43,16 +43,16 @@ def test_qwen3_at_75_gb_per_second() -> None:
     spec = ModelSpec(
         "Qwen3ForCausalLM", 151_936, 1024, 3072, 28, 16, 8, 128, 40960, RopeSpec(128), tied=True, qk_norm=True
     )
-    assert decode_step(spec, width_of("bfloat16"), [1]).rate(75e9) == pytest.approx(63, rel=0.01)
-    assert decode_step(spec, width_of("int8"), [1]).rate(75e9) == pytest.approx(124, rel=0.02)
-    everything = Width("int4", "bfloat16", Scheme("int4", 32))  # the head, too
+    assert decode_step(spec, ("bfloat16", None), [1]).rate(75e9) == pytest.approx(63, rel=0.01)
+    assert decode_step(spec, ("bfloat16", SCHEMES["int8"]), [1]).rate(75e9) == pytest.approx(124, rel=0.02)
+    everything = "bfloat16", Scheme("int4", 32)  # the head, too
     assert decode_step(spec, everything, [1]).rate(75e9) == pytest.approx(224, rel=0.02)
 
 
 def test_kinds() -> None:
-    assert [peak_kind(width_of(name)) for name in ("float32", "bfloat16", "int8", "int4")] == [
-        *("float32", "bfloat16", "int8", "int8")
-    ]
+    kept: list[Kept] = [("float32", None), ("bfloat16", None), *(("bfloat16", SCHEMES[n]) for n in ("int8", "int4"))]
+    assert [peak_kind(each) for each in kept] == ["float32", "bfloat16", "int8", "int8"]
+    assert peak_kind(("bfloat16", SCHEMES["int8_weight_only"])) == "bfloat16"  # nothing is rounded to int8
 
 
 def test_limits_from_a_file(tmp_path: Path) -> None:

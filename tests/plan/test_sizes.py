@@ -31,10 +31,10 @@ from tuili.models.checkpoint import open_checkpoint
 from tuili.models.shards import weight_files
 from tuili.models.weights import load_model
 from tuili.ops.cpu import Arena
-from tuili.plan.memory import widths_of
+from tuili.plan.memory import ways_to_keep
 from tuili.plan.model import open_spec
+from tuili.quant.formats import format_of
 from tuili.quant.scheme import Scheme
-from tuili.quant.size import stored_bytes
 from tuili.quant.weight import Weight
 from tuili.runtime.host import Host
 from tuili.runtime.kvstore import KVStore
@@ -78,7 +78,7 @@ def test_half_width_files(tiny: Tiny) -> None:
 @pytest.mark.parametrize(("out", "into"), [(16, 32), (41, 37), (1, 1), (96, 320), (17, 129)])
 def test_formats_store_what_the_formula_says(scheme: Scheme, dtype: str, out: int, into: int) -> None:
     weight = Weight.of(torch.randn(out, into).to(getattr(torch, dtype)), scheme, Arena())
-    assert stored_bytes(out, into, scheme, dtype) == weight.nbytes
+    assert format_of(scheme, "cpu").bytes(out, into, scheme, dtype) == weight.nbytes
 
 
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme("int8"), Scheme("int4", 32, False)], ids=lambda s: s.format)
@@ -94,7 +94,7 @@ def test_a_stored_model_is_as_large_as_the_formula_says(tiny: Tiny, case: str, s
 
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ConfigError, match="int5"):
-        stored_bytes(16, 16, Scheme("int5"), "bfloat16")
+        format_of(Scheme("int5"), "cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
@@ -182,10 +182,9 @@ def test_a_quantized_model_from_its_config_alone(tmp_path: Path) -> None:
     tables, norms = 2 * 151936 * 5120, 64 * (2 * 5120 + 2 * 128) + 5120
     inside = count - tables - norms
     assert weight_bytes(spec, "bfloat16") == 2 * (tables + norms) + inside + inside // 128**2 * 4
-    (width,) = widths_of(spec, None, "bfloat16,int8")
-    assert (width.name, width.scheme) == ("fp8 bfloat16", None)
+    assert ways_to_keep(spec, None, "bfloat16,int8") == {"fp8 bfloat16": ("bfloat16", None)}
     with pytest.raises(ConfigError, match="quantized already"):
-        widths_of(spec, "int8", "bfloat16")
+        ways_to_keep(spec, "int8", "bfloat16")
 
 
 def test_llama_3_worked_example() -> None:

@@ -16,12 +16,12 @@ from tuili import ops
 from tuili.base.errors import ConfigError
 from tuili.ops import REFERENCE, Kernels, cpu, triton
 from tuili.ops.triton import layouts
+from tuili.quant.formats import format_of, formats
 from tuili.quant.formats.bytes import Bytes
 from tuili.quant.formats.int4_halves import Int4Halves
 from tuili.quant.place import DeviceMemory, place_on
-from tuili.quant.scheme import SCHEMES, Scheme, packing_of
-from tuili.quant.size import stored_bytes
-from tuili.quant.weight import Codes, Weight, formats
+from tuili.quant.scheme import SCHEMES, Scheme
+from tuili.quant.weight import Codes, Weight
 
 ALL = [
     *SCHEMES.values(),
@@ -107,7 +107,14 @@ def rounded(x: torch.Tensor, weight: Weight) -> torch.Tensor:
 
 def test_every_packing_is_tested() -> None:
     assert formats.broken() == {}
-    assert {packing_of(scheme, who) for scheme in ALL for who in ("cpu", "triton")} == set(formats.names())
+    kinds = {type(format_of(scheme, who)) for scheme in ALL for who in ("cpu", "triton")}
+    assert kinds == {formats.get(name) for name in formats.names()}
+
+
+@pytest.mark.parametrize("scheme", ALL, ids=str)
+def test_one_format_takes_a_scheme(scheme: Scheme) -> None:
+    for who in ("cpu", "triton"):
+        assert [formats.get(name)().takes(scheme, who) for name in formats.names()].count(True) == 1
 
 
 @pytest.mark.parametrize("backend", [*ON_CPU, pytest.param("triton", marks=USABLE)])
@@ -121,7 +128,7 @@ def test_it_means_what_was_stored(scheme: Scheme, dtype: torch.dtype, backend: s
         assert torch.equal(weight.dequant(), meaning.to(dtype))
         ids = torch.tensor([0, out - 1, 7, 7])
         assert torch.equal(weight.rows(ids), meaning.to(dtype)[ids])
-        assert weight.nbytes == stored_bytes(out, into, scheme, str(dtype)[6:], packing(backend))
+        assert weight.nbytes == weight.format.bytes(out, into, scheme, str(dtype)[6:])
         x, bias = random(5, into, seed=2).to(dtype), random(out, seed=3).to(dtype)
         want = rounded(x, weight) @ meaning.T + bias.float()
         have = weight.matmul(x, bias)

@@ -34,6 +34,8 @@ from tuili.core.plan import BlockMove, Chunk, StepPlan
 from tuili.core.request import FinishReason, Update
 from tuili.engine.engine import Engine
 from tuili.executors.local import LocalExecutor
+from tuili.runtime.rows import Row
+from tuili.runtime.rules import ordered_rules
 from tuili.runtime.staging import Parcel, fetch
 from tuili.runtime.step import FAILED
 
@@ -160,6 +162,58 @@ def test_a_failed_row_ends_its_request_only(depth: int, device: Any) -> None:
     for i in range(1, 4):
         assert tuple(t for u in updates if u.id == str(i) for t in u.tokens) == texts[i]
     scheduler.check_integrity()
+
+
+class Broken:
+    """A rule that some requests trip over: in telling whether it applies, or in applying it."""
+
+    order, reads_tokens = 99, False
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def wants(self, params: SamplingParams) -> bool:
+        return params.seed == 13
+
+    def applies(self, row: Row, position: int) -> bool:
+        if self.where == "applies":
+            raise ValueError("no grammar")
+        return True
+
+    def apply(self, scores: torch.Tensor, row: Row, position: int) -> None:
+        scores[:] = torch.nan
+        raise KeyError("no state")
+
+
+@WAYS
+@pytest.mark.parametrize("where", ["applies", "apply"])
+def test_a_rule_that_fails_ends_its_request_only(
+    where: str, depth: int, device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 6, on a device and on the host."""
+    every = (*ordered_rules(), Broken(where))
+    monkeypatch.setattr("tuili.runtime.rules.ordered_rules", lambda: every)
+    ways = device_engine("llama-f32", device(), budget=64, blocks=200), engine("llama-f32", budget=64, blocks=200)
+    for scheduler, executor in ways:
+        for i in range(4):
+            prompt, count = LOAD[i]
+            scheduler.add(request(str(i), prompt, max_tokens=count, seed=13 if i == 2 else i))
+        updates = drive(scheduler, executor, depth)
+        ends = {update.id: update for update in updates if update.finish is not None}
+        assert ends["2"].finish is FinishReason.ERROR
+        assert "in a rule for its logits" in (ends["2"].error or "")
+        assert not any(update.tokens for update in updates if update.id == "2")
+        for i in (0, 1, 3):
+            assert tuple(t for u in updates if u.id == str(i) for t in u.tokens) == naive("llama-f32", *LOAD[i])
+        scheduler.check_integrity()
+
+
+@DEVICES
+def test_drafts_are_refused_until_they_can_be_verified(device: Any) -> None:
+    """Not answered with one token, which would be another text."""
+    executor = device_engine("llama-f32", device(), budget=64, blocks=50)[1]
+    chunk = Chunk("a", 0, 3, (1, 2, 3), 1, True, (0,), SamplingParams(temperature=0.0), 2)
+    assert isinstance(executor.execute(StepPlan(0, (chunk,))).exception(), NotImplementedError)
 
 
 @DEVICES

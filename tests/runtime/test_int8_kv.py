@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tuili.base.config import Config
-from tuili.bench.accuracy import Document, measure
+from tuili.bench.accuracy import JudgedText, measure
 
 STORY = (
     "Once upon a time there was a small fox who lived at the edge of a green forest. One day the fox found a shiny key "
@@ -15,7 +15,7 @@ STORY = (
 
 def test_it_costs_less_than_a_thousandth_of_a_nat() -> None:
     """Bfloat16 weights and activations cost about as much (KL about 1e-4); half a step of 127 is 8 bits, as theirs."""
-    documents = [Document(STORY), Document("The fox opened the door.", "Tell me how the story of the fox ends.")]
+    documents = [JudgedText(STORY), JudgedText("The fox opened the door.", "Tell me how the story of the fox ends.")]
     widths = {"int8 KV": {"dtype": "float32", "kv_cache_dtype": "int8"}}
     whole, rounded = measure(Config(model="embedded", max_model_len=256), documents, widths)["arms"]
     assert rounded["kv_cache_dtype"] == "int8"

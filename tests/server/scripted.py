@@ -17,8 +17,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import httpx
-import uvicorn
-from fastapi import FastAPI
 from tokenizers import AddedToken, decoders, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
@@ -35,7 +33,8 @@ from tuili.engine.engine import Engine
 from tuili.engine.outputs import Finished
 from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
-from tuili.server.app import create_app
+from tuili.server.app import App, create_app
+from tuili.server.launch import Server as HttpServer
 
 T = TypeVar("T")
 SCRIPT = "Once, 推理 met a 👩‍🚀 in Zürich. «Naïve!» said 世界; the END was near 🎉 and all slept."
@@ -167,7 +166,7 @@ class Server:
         self.engine = engine
         self.finished: list[Finished] = []
         engine.on_finish.append(self.finished.append)
-        self.app: FastAPI = create_app(engine, engine.config)
+        self.app: App = create_app(engine, engine.config)
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -195,19 +194,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(server: Server) -> Iterator[str]:
-    """The URL of a real uvicorn on a free port, in a thread."""
+def serving(server: Server, http: str = "auto") -> Iterator[str]:
+    """The URL of the real server on a free port, in a thread; ``http`` is what parses."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    http = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=http.run, kwargs={"sockets": [sock]}, daemon=True)
+    serves = HttpServer(server.app, http)
+    thread = threading.Thread(target=serves.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    while not http.started:
+    while not serves.started:
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:
-        http.should_exit = http.force_exit = True
+        serves.should_exit = serves.force_exit = True
         thread.join(10)
 
 

@@ -282,6 +282,28 @@ def test_unknown_fields_are_named(server: Server) -> None:
     assert len(many.headers["x-tuili-warning"]) <= 1500
 
 
+def test_unknown_fields_are_named_wherever_they_stand(server: Server) -> None:
+    """docs/server.md: fields that would be ignored are refused or named in a header."""
+
+    def warning(path: str, body: dict[str, Any]) -> str | None:
+        answer = server.post(path, body)
+        assert answer.status_code == 200
+        return answer.headers.get("x-tuili-warning")
+
+    options = {"stream": True, "stream_options": {"includes_usage": True}}
+    assert warning(TEXT, text(**options)) == "ignored unknown fields: 'stream_options.includes_usage'"
+    parts = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "On", "prefix": True}]
+    seen = "only the chat template sees: 'messages.0.content.0.cache_control', 'messages.1.prefix'"
+    assert warning(CHAT, chat(messages=messages)) == seen
+    assert warning("/tokenize", {"messages": messages}) == seen
+    assert warning(CHAT, chat(messages=messages, n_best=1)) == f"ignored unknown fields: 'n_best'; {seen}"
+    nothing = [*HELLO, {"role": "assistant", "content": "x", "refusal": None, "audio": None, "annotations": None}]
+    assert warning(CHAT, chat(messages=nothing)) is None  # null asks for nothing: OpenAI's own messages have it
+    # names of other routes' fields are no fields here
+    assert warning(TEXT, text(messages=[1], tokens=2)) == "ignored unknown fields: 'messages', 'tokens'"
+
+
 # ------------------------------------------------------------------------------------- streams
 
 CASES: list[dict[str, Any]] = [

@@ -9,8 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
-from scripted import Server, executor, run
+from scripted import END, TOKENIZER, Server, executor, run
 
+from tuili.base.errors import ConfigError
 from tuili.server.protocol import ChatRequest, CompletionRequest
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -42,7 +43,8 @@ NASTY: dict[str, tuple[bytes, int]] = {
     "not UTF-8": (b'{"prompt": "\xff"}', 400),
     "half a character": (b'{"prompt": "\xe6\x8e"}', 400),
     "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), 400),
-    "byte order mark": (b"\xef\xbb\xbf" + OPEN + b"}", 400),
+    "byte order mark is fine": (b"\xef\xbb\xbf" + OPEN + b"}", 200),
+    "two byte order marks": (b"\xef\xbb\xbf" * 2 + OPEN + b"}", 400),
     "surrogate": (b'{"prompt": "\\ud800"}', 400),
     "surrogate in a key": (OPEN + b',"\\udfff": 1}', 400),
     "surrogate pair is fine": (b'{"prompt": "\\ud83d\\ude00","max_tokens":1}', 200),
@@ -110,7 +112,7 @@ def test_unknown_routes_methods_and_models(server: Server) -> None:
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "NotFoundError")
     wrong = server.get(CHAT)
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "MethodNotAllowedError")
-    assert wrong.headers["allow"] == "POST"
+    assert wrong.headers["allow"] == "OPTIONS, POST"
     for path, body in (
         (TEXT, {"prompt": "x"}),
         (CHAT, {"messages": HELLO}),
@@ -144,6 +146,11 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("stop", 3),
     ("stop", ""),
     ("stop", ["a", ""]),
+    ("stop", [f"s{i}" for i in range(1000)]),
+    ("stop", "x" * 5000),
+    ("stop_token_ids", [5] * 600_000),
+    ("bad_words", [f"s{i}" for i in range(1000)]),
+    ("logit_bias", {str(i): 1 for i in range(2000)}),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", [2**40]),
     ("stop_token_ids", [5000]),
@@ -156,6 +163,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("logit_bias", [1]),
     ("allowed_token_ids", []),
     ("allowed_token_ids", [99999]),
+    ("allowed_token_ids", [5, 6, 7] * 1000),
     ("bad_words", [""]),
     ("bad_words", "a"),
     ("skip_special_tokens", "yes"),
@@ -306,6 +314,24 @@ def test_a_trusted_template_may_still_be_wrong(make_server: Callable[..., Server
     refused(server, CHAT, {**ask, "chat_template": "{{ ''.__class__.__mro__ }}"}, "messages")
 
 
+def test_rules_that_leave_no_token(server: Server) -> None:
+    for stream in (False, True):
+        body = {"prompt": "x", "max_tokens": 5, "stream": stream}
+        refused(
+            server,
+            TEXT,
+            {**body, "allowed_token_ids": [65], "bad_words": [TOKENIZER.token_text(65)]},
+            "allowed_token_ids",
+        )
+        refused(server, TEXT, {**body, "allowed_token_ids": [END], "min_tokens": 2}, "allowed_token_ids")
+
+
+def test_a_seed_of_minus_one_is_random(server: Server) -> None:
+    body = {"prompt": "x", "max_tokens": 3, "temperature": 1.0, "seed": -1, "n": 8}
+    texts = {choice["text"] for _ in range(8) for choice in server.post(TEXT, body).json()["choices"][:1]}
+    assert len(texts) > 1
+
+
 def test_priority_with_its_policy(make_server: Callable[..., Server]) -> None:
     server = make_server(scheduling_policy="priority")
     assert server.post(TEXT, {"prompt": "x", "priority": -3, "max_tokens": 1}).status_code == 200
@@ -354,6 +380,11 @@ def test_a_full_queue(make_server: Callable[..., Server]) -> None:
     text = server.get("/metrics").text
     line = 'vllm:admission_rejections_total{engine="0",model_name="scripted",reason="queue_full"} 2.0'
     assert line in text
+    assert [done.finish_reason for done in server.finished] == ["length"] * 7  # what is refused never ran
+    for reason, count in {"length": 7, "stop": 0, "abort": 0, "error": 0}.items():
+        ended = f'vllm:request_success_total{{engine="0",finished_reason="{reason}",model_name="scripted"}} {count}.0'
+        assert ended in text
+    assert 'vllm:e2e_request_latency_seconds_count{engine="0",model_name="scripted"} 7.0' in text
 
 
 def test_a_dead_engine(make_server: Callable[..., Server]) -> None:
@@ -387,15 +418,74 @@ def test_a_bug_is_a_500_with_a_traceback_in_the_log(
         assert "ZeroDivisionError: secret detail" in caplog.text
 
 
-def test_a_body_that_never_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuili.server.body.BODY_SECONDS", 0.05)
+# ------------------------------------------------------------------------------------- pages of other origins
 
-    async def send() -> int:
-        async def parts() -> AsyncIterator[bytes]:
-            yield b"{"
-            await asyncio.sleep(5)
+PREFLIGHT = {
+    "origin": "https://a.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
 
-        async with server.client() as client:
-            return (await client.post(TEXT, content=parts())).status_code
 
-    assert run(send()) == 408
+def cross_origin(server: Server, origin: str) -> dict[str, str]:
+    """The CORS headers of an answer, of an error and of a stream: the same, without their prefix."""
+    found = []
+    for body in ({"prompt": "x", "max_tokens": 1}, {"prompt": 3}, {"prompt": "x", "max_tokens": 1, "stream": True}):
+        answer = server.send("POST", TEXT, json=body, headers={"origin": origin})
+        found.append({k: v for k, v in answer.headers.items() if k.startswith("access-control-") or k == "vary"})
+    assert found[0] == found[1] == found[2]
+    return {key.removeprefix("access-control-"): value for key, value in found[0].items()}
+
+
+def test_any_origin_by_default(server: Server) -> None:
+    preflight = server.send("OPTIONS", CHAT, headers=PREFLIGHT)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
+    allowed = cross_origin(server, "https://a.example")
+    assert (allowed["allow-origin"], "x-request-id" in allowed["expose-headers"]) == ("*", True)
+    assert "allow-credentials" not in allowed
+    assert not [name for name in server.get("/health").headers if name.startswith("access-control")]
+
+
+def test_listed_origins(make_server: Callable[..., Server]) -> None:
+    server = make_server(allowed_origins='["https://a.example", "http://localhost:5173"]', allow_credentials=True)
+    for origin in ("https://a.example", "http://localhost:5173"):
+        allowed = cross_origin(server, origin)
+        assert (allowed["allow-origin"], allowed["allow-credentials"], allowed["vary"]) == (origin, "true", "origin")
+    for origin in ("https://b.example", "http://a.example", "null", "https://a.example.evil"):
+        assert cross_origin(server, origin) == {"vary": "origin"}
+        preflight = server.send("OPTIONS", CHAT, headers={**PREFLIGHT, "origin": origin})
+        assert "access-control-allow-origin" not in preflight.headers
+    assert cross_origin(make_server(allowed_origins=""), "https://a.example") == {"vary": "origin"}
+    # with credentials a browser does not take "*"
+    assert cross_origin(make_server(allow_credentials=True), "https://b.example")["allow-origin"] == "https://b.example"
+
+
+@pytest.mark.parametrize("origins", ["[1]", "[", "example.com", '["ftp"]'])
+def test_wrong_origins_are_told_at_the_start(make_server: Callable[..., Server], origins: str) -> None:
+    with pytest.raises(ConfigError, match="--allowed-origins"):
+        make_server(allowed_origins=origins)
+
+
+def test_options_and_head_of_every_route(server: Server) -> None:
+    for path, methods in server.get("/openapi.json").json()["paths"].items():
+        path = path.replace("{model}", "scripted")
+        answer = server.send("OPTIONS", path)
+        assert answer.status_code == 200
+        assert set(answer.headers["allow"].lower().split(", ")) - {"options", "head"} == methods.keys()
+        assert server.send("HEAD", path).status_code == (200 if "get" in methods else 405)
+    assert server.send("OPTIONS", "/nowhere").status_code == 404
+
+
+# ------------------------------------------------------------------------------------- paths
+
+
+def test_a_base_url_with_v1_twice_is_explained(server: Server) -> None:
+    answer = server.get("/v1/v1/models")
+    assert answer.status_code == 404
+    assert "base URL" in answer.json()["error"]["message"]
+    assert server.get("/v1/models/").json() == server.get("/v1/models").json()
+    long = server.get("/" + "a" * 50_000)
+    assert (long.status_code, len(long.text) < 500) == (404, True)

@@ -45,7 +45,8 @@ finally:
 
 class Process:
     def __init__(self, delay: float, grace: float, port: int = 0):
-        environment = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "1"}
+        paths = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
         self.child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(delay=delay, grace=grace, port=port)],
             env=environment,

@@ -29,18 +29,18 @@ from tuili.train.loop import StepReport
 from tuili.train.recipe import Recipe, ReportRecipe
 from tuili.train.report import Reporter
 from tuili.train.results import measure
-from tuili.train.run import CHECKPOINT, Diverged, Run, dtype_of, open_run, prepared
+from tuili.train.run import CHECKPOINT, Diverged, TrainingRun, dtype_of, open_run, prepared
 
 
 @pytest.fixture(scope="module")
-def finished(archive: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(archive: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     torch.set_num_threads(1)
     run = open_run(recipe, archive, tmp_path_factory.mktemp("run"), "cpu", False)
     pretrain.complete(run)
     return run
 
 
-def test_it_learns(finished: Run) -> None:
+def test_it_learns(finished: TrainingRun) -> None:
     steps = [json.loads(line) for line in (finished.out / "metrics.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == [*range(1, 9), 8]
     assert steps[0]["loss"] == pytest.approx(torch.tensor(400.0).log().item(), abs=0.3)
@@ -54,7 +54,7 @@ def test_it_learns(finished: Run) -> None:
 
 @pytest.mark.parametrize("stop", [1, 5])
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
-    finished: Run, archive: Path, recipe: Recipe, tmp_path: Path, stop: int
+    finished: TrainingRun, archive: Path, recipe: Recipe, tmp_path: Path, stop: int
 ) -> None:
     first = open_run(recipe, archive, tmp_path, "cpu", False)
     with prepared(first.device):
@@ -104,7 +104,7 @@ def test_by_the_clock_a_run_ends_on_time(
     assert steps[-1]["lr"] < 0.5 * recipe.train.lr
 
 
-def test_a_checkpoint_is_not_overwritten_and_must_fit(finished: Run, archive: Path, recipe: Recipe) -> None:
+def test_a_checkpoint_is_not_overwritten_and_must_fit(finished: TrainingRun, archive: Path, recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="holds a checkpoint; go on with --resume"):
         open_run(recipe, archive, finished.out, "cpu", False)
     other = replace(recipe, train=replace(recipe.train, optimizer="adamw"))
@@ -123,7 +123,7 @@ def test_divergence_is_told(archive: Path, recipe: Recipe, tmp_path: Path) -> No
         run.step()
 
 
-def test_transformers_and_our_loader_give_the_trained_logits(finished: Run) -> None:
+def test_transformers_and_our_loader_give_the_trained_logits(finished: TrainingRun) -> None:
     transformers = pytest.importorskip("transformers")
     folder = finished.out / "model"
     ids = torch.arange(3, 60)
@@ -143,7 +143,7 @@ def test_transformers_and_our_loader_give_the_trained_logits(finished: Run) -> N
     assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
 
 
-def test_the_card_says_what_the_results_say(finished: Run) -> None:
+def test_the_card_says_what_the_results_say(finished: TrainingRun) -> None:
     results = json.loads((finished.out / "model" / "results.json").read_text())
     written = (finished.out / "model" / "MODEL_CARD.md").read_text()
     for number in (
@@ -167,7 +167,9 @@ def test_the_dtype_is_the_machines_unless_given(monkeypatch: pytest.MonkeyPatch)
         assert dtype_of("float32", torch.device("cuda")) == torch.float32
 
 
-def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, recipe: Recipe, tmp_path: Path) -> None:
+def test_the_draft_takes_the_targets_tokenizer(
+    finished: TrainingRun, archive: Path, recipe: Recipe, tmp_path: Path
+) -> None:
     draft = replace(recipe, tokenizer=replace(recipe.tokenizer, path=str(finished.out / "model")))
     run = open_run(draft, archive, tmp_path, "cpu", False)
     assert run.tokenizer.to_str() == Tokenizer.from_file(str(finished.out / "tokenizer.json")).to_str()
@@ -176,7 +178,7 @@ def test_the_draft_takes_the_targets_tokenizer(finished: Run, archive: Path, rec
         open_run(absent, archive, tmp_path / "other", "cpu", False)
 
 
-def test_checkpoints_record_the_recipe(finished: Run, recipe: Recipe) -> None:
+def test_checkpoints_record_the_recipe(finished: TrainingRun, recipe: Recipe) -> None:
     with safe_open(finished.out / CHECKPOINT, "pt") as opened:
         assert json.loads(opened.metadata()["recipe"]) == json.loads(json.dumps(asdict(recipe)))
 
@@ -237,7 +239,7 @@ def test_a_file_that_is_no_checkpoint_is_named(archive: Path, recipe: Recipe, tm
 
 
 def test_a_second_stage_begins_with_the_weights_and_names_the_first(
-    finished: Run, archive: Path, recipe: Recipe, tmp_path: Path
+    finished: TrainingRun, archive: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
     model = finished.out / "model"
     second = replace(
@@ -259,7 +261,7 @@ def test_a_second_stage_begins_with_the_weights_and_names_the_first(
         open_run(narrow, archive, tmp_path / "narrow", "cpu", False)
 
 
-def test_topics_are_counted_by_the_word_between_stars(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_topics_are_counted_by_the_word_between_stars(finished: TrainingRun, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(("The Fox ran.", "An owl sat.", "A fox! A fox!", "Two owls sat.", "It rained.", "A mouse."))
     asked: list[str] = []
 
@@ -276,7 +278,7 @@ def test_topics_are_counted_by_the_word_between_stars(finished: Run, monkeypatch
     assert "3 name" in card.write(results)
 
 
-def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finished: Run, recipe: Recipe) -> None:
+def test_a_recast_share_of_one_recasts_training_but_not_held_out_stories(finished: TrainingRun, recipe: Recipe) -> None:
     made = (finished.stories.prompter, finished.tokenizer, replace(recipe.data, recast=1.0), 0)
     stories = Stories(finished.stories.documents, *made)
     for index in range(20):

@@ -28,14 +28,14 @@ V2 = Names("sys/fs/cgroup", "memory.max", "memory.current", ("active_file", "ina
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes that a group may take, and that it has taken without page cache."""
 
     limit: int
     used: int
 
 
-def memory_limits(root: Path = Path("/")) -> list[Memory]:
+def memory_limits(root: Path = Path("/")) -> list[MemoryUse]:
     """Of each limited group around this process, innermost first; none where nothing is limited. ``root`` is where
     ``proc`` and ``sys`` are mounted."""
     found = (_memory(folder, names) for folder, names in _folders(root))
@@ -64,12 +64,12 @@ def _folders(root: Path) -> Iterator[tuple[Path, Names]]:
         yield mount / group, names
 
 
-def _memory(folder: Path, names: Names) -> Memory | None:
+def _memory(folder: Path, names: Names) -> MemoryUse | None:
     """None where the group has no limit, or no memory is counted."""
     limit, usage = _number(folder / names.limit), _number(folder / names.usage)
     if limit is None or usage is None:
         return None
-    return Memory(limit, max(0, usage - sum(_statistics(folder, names.cache))))
+    return MemoryUse(limit, max(0, usage - sum(_statistics(folder, names.cache))))
 
 
 def _number(file: Path) -> int | None:

@@ -58,7 +58,7 @@ class Config:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     max_model_len: int | None = option(
-        None, "Longest prompt + output; default: the model's.", group="model", unit="tokens", minimum=1
+        None, "Longest prompt + output; default: the model's.", group="model", unit="tokens", minimum=2
     )
     seed: int = option(0, "Seed of the engine; requests without a seed derive theirs from it.", group="model")
     generation_config: str = option(
@@ -155,13 +155,57 @@ class Config:
         True, "Split long prompts over steps so that they do not stall the others.", group="scheduler"
     )
     max_num_queued_reqs: int | None = option(
-        None, "Waiting requests beyond which new ones are refused (HTTP 503).", group="scheduler", minimum=1
+        None,
+        "Requests that may wait beyond the max_num_seqs that run; more are refused (HTTP 503).",
+        group="scheduler",
+        minimum=1,
     )
 
     host: str = option("127.0.0.1", "Address to listen on.", group="server")
     port: int = option(8000, "Port to listen on.", group="server", minimum=0, maximum=65535)
     max_logprobs: int = option(20, "Most top logprobs that a request may ask for.", group="server", minimum=-1)
     max_body_bytes: int = option(8 << 20, "Largest request body.", group="server", unit="bytes", minimum=1024)
+    h11_max_incomplete_event_size: int = option(
+        65536, "Largest head of a request, whatever parses it.", group="server", unit="bytes", minimum=1024
+    )
+    h11_max_header_count: int = option(
+        256, "Most headers of a request, whatever parses it.", group="server", minimum=8, maximum=10_000
+    )
+    limit_concurrency: int = option(
+        2048,
+        "Most connections at once; at the limit the longest idle one makes room, else new ones get HTTP 503.",
+        group="server",
+        unit="connections",
+        minimum=1,
+    )
+    timeout_keep_alive: float = option(
+        120.0,
+        "Time for which a connection may be idle between two requests; longer than what clients and proxies keep.",
+        group="server",
+        unit="s",
+        minimum=0.1,
+        maximum=86_400,
+    )
+    timeout_header: float = option(
+        30.0, "Time in which a request's head must have arrived.", group="server", unit="s", minimum=0.1, maximum=86_400
+    )
+    timeout_body: float = option(
+        60.0, "Time in which a request's body must have arrived.", group="server", unit="s", minimum=0.1, maximum=86_400
+    )
+    timeout_write: float = option(
+        60.0,
+        "Time after which a client that takes nothing of its answer is dropped, and its request aborted.",
+        group="server",
+        unit="s",
+        minimum=0.1,
+        maximum=86_400,
+    )
+    allowed_origins: str = option(
+        "*", "Origins whose pages may use the API (CORS): *, one, or a JSON list; '' allows none.", group="server"
+    )
+    allow_credentials: bool = option(
+        False, "Let pages of allowed origins send cookies and authorization along (CORS).", group="server"
+    )
     shutdown_seconds: float = option(
         20.0, "Time that running requests get to end after SIGTERM.", group="server", unit="s", minimum=0
     )

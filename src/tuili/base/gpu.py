@@ -33,7 +33,7 @@ class _Refused(Exception):
     """A call into a driver library that did not answer 0."""
 
 
-class _Memory(ctypes.Structure):
+class _NvmlMemory(ctypes.Structure):
     """nvmlMemory_t."""
 
     _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
@@ -78,7 +78,7 @@ def _free(load: Open, id: uuid.UUID) -> int | None:
         return None
     try:
         for kind in ("GPU", "MIG"):
-            handle, memory = ctypes.c_void_p(), _Memory()
+            handle, memory = ctypes.c_void_p(), _NvmlMemory()
             try:
                 _call(nvml, "nvmlDeviceGetHandleByUUID", f"{kind}-{id}".encode(), ctypes.byref(handle))
                 _call(nvml, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))

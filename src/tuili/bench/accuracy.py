@@ -50,7 +50,7 @@ STORIES = Path(tuili.__file__).parents[2] / "benchmarks" / "data" / "stories.jso
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class JudgedText:
     """``text`` is judged; ``prompt`` is what it answers, or None."""
 
     text: str
@@ -66,7 +66,7 @@ class Judged:
     agrees: list[bool]
 
 
-def read_documents(path: Path | None, limit: int) -> list[Document]:
+def read_documents(path: Path | None, limit: int) -> list[JudgedText]:
     """Lines of JSON with ``text`` and perhaps ``prompt``, or a whole file of plain text. ConfigError if neither."""
     if path is None and not STORIES.is_file():
         raise ConfigError("no text to judge by; give a file with --text (plain text, or JSON lines with 'text')")
@@ -76,10 +76,10 @@ def read_documents(path: Path | None, limit: int) -> list[Document]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--text {path} cannot be read: {error}") from error
     if path.suffix != ".jsonl":
-        return [Document(content)]
+        return [JudgedText(content)]
     lines = [line for line in content.splitlines() if line.strip()][:limit]
     try:
-        return [Document(record["text"], record.get("prompt")) for record in map(json.loads, lines)]
+        return [JudgedText(record["text"], record.get("prompt")) for record in map(json.loads, lines)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--text {path}: every line must be a JSON object with a string 'text' ({error!r})"
@@ -99,7 +99,7 @@ def widths_of(names: str) -> dict[str, dict[str, Any]]:
 
 def measure(
     config: Config,
-    documents: Sequence[Document],
+    documents: Sequence[JudgedText],
     widths: dict[str, dict[str, Any]],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _open(config: Config, changes: dict[str, Any]) -> Opened:
     return Opened(text, engines[0].executor.runner)  # type: ignore[attr-defined]
 
 
-def encode(engine: TextEngine, document: Document) -> list[tuple[list[int], int]]:
+def encode(engine: TextEngine, document: JudgedText) -> list[tuple[list[int], int]]:
     """Token ids of a document, in pieces that the model can hold, and the first position of each that is judged."""
     prompt = [] if document.prompt is None else _prompt(engine, document.prompt)
     text = engine.tokenizer.encode(document.text, document.prompt is None)

@@ -164,7 +164,9 @@ class Client:
         if url.scheme not in ("http", "https") or not host:
             raise ConfigError(f"the base URL must look like http://127.0.0.1:8000, got {base_url!r}")
         self.host, self.port = host, port
-        self.path = url.path.rstrip("/")
+        self.path = url.path.rstrip("/").removesuffix(
+            "/v1"
+        )  # clients of the API have it in the base URL; paths here too
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._headers = {"Host": url.netloc, "User-Agent": "tuili-bench", **(headers or {})}
         self._idle: list[tuple[Exchange, float]] = []

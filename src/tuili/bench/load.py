@@ -66,7 +66,7 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LoadRun:
     """All records of one run and its wall time in seconds.
 
     ``lanes`` is the most that may run side by side (0: no limit), ``peak`` the most that did, and ``live_seconds``
@@ -88,7 +88,7 @@ async def offer(
     concurrency: int | None = None,
     timeout: float = 600.0,
     done: Callable[[Record], None] = lambda record: None,
-) -> Run:
+) -> LoadRun:
     """Send every item when it is due, at most ``concurrency`` at a time, and wait for all of them.
 
     A failure ends its own request only. With all arrivals 0 and a concurrency this is a closed loop.
@@ -124,7 +124,7 @@ async def offer(
     else:
         await _open(queue, origin, one)
     records.sort(key=lambda record: record.index)
-    return Run(records, time.perf_counter() - origin, lanes, live.peak, live.seconds)
+    return LoadRun(records, time.perf_counter() - origin, lanes, live.peak, live.seconds)
 
 
 class _Live:
@@ -198,7 +198,7 @@ class OpenAISender:
 
     async def __call__(self, item: Item, record: Record, origin: float) -> None:
         path = "/v1/chat/completions" if self.chat else "/v1/completions"
-        events, answer = Events(), _Answer(record)
+        events, answer = Events(), _LoadAnswer(record)
 
         def sink(piece: bytes, now: float) -> None:
             for data in events.feed(piece):
@@ -214,7 +214,7 @@ class OpenAISender:
         answer.close()
 
 
-class _Answer:
+class _LoadAnswer:
     """The events of one stream, written into its record."""
 
     def __init__(self, record: Record):

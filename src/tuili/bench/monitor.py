@@ -40,7 +40,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MonitorSample:
     """``time`` in seconds since the monitor began; ``counters`` are perf's since the sample before, empty where it may
     not count."""
 
@@ -84,11 +84,11 @@ class Monitor:
         self._began = self._last = time.perf_counter()
         self._cores, self._tree, self._counts = _cores(), _tree(self.pid), self.counters.read()
 
-    def sample(self) -> Sample:
+    def sample(self) -> MonitorSample:
         """Now, against the sample before. Load and CPU are exact to the kernel's clock tick (10 ms)."""
         now, cores, tree, counts = time.perf_counter(), _cores(), _tree(self.pid), self.counters.read()
         used, total = _memory()
-        sample = Sample(
+        sample = MonitorSample(
             time=round(now - self._began, 4),
             device="cpu",
             load=tuple(_share(*pair) for pair in zip(self._cores, cores, strict=False)),

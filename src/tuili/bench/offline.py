@@ -16,7 +16,7 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any
 
 from tuili.base.errors import TuiliError
-from tuili.bench.load import Record, Run, offer
+from tuili.bench.load import LoadRun, Record, offer
 from tuili.bench.report import summarize
 from tuili.bench.statistics import ci95, median, spread
 from tuili.bench.workload import Item, Workload
@@ -107,7 +107,7 @@ async def _one_step(engine: TextEngine) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimedStep:
     """A step's record and when it began and ended, seconds on the engine's clock. ``end`` is when its listeners were
     told."""
 
@@ -121,12 +121,12 @@ class Step:
 
 
 @contextmanager
-def recorded(engine: TextEngine) -> Iterator[list[Step]]:
+def recorded(engine: TextEngine) -> Iterator[list[TimedStep]]:
     """All steps of the engine while the block runs."""
-    steps: list[Step] = []
+    steps: list[TimedStep] = []
 
     def listen(plan: StepPlan, result: StepResult, stats: StepStats) -> None:
-        steps.append(Step(stats, engine.clock.now()))
+        steps.append(TimedStep(stats, engine.clock.now()))
 
     engine.on_step.append(listen)
     try:
@@ -135,7 +135,9 @@ def recorded(engine: TextEngine) -> Iterator[list[Step]]:
         engine.on_step.remove(listen)
 
 
-async def run_all(engine: TextEngine, workload: Workload, done: Callable[[Record], None]) -> tuple[Run, list[Step]]:
+async def run_all(
+    engine: TextEngine, workload: Workload, done: Callable[[Record], None]
+) -> tuple[LoadRun, list[TimedStep]]:
     """Everything in the queue at once, as an offline batch is; the engine's ``max_num_seqs`` says how many run
     together.
 
@@ -161,13 +163,13 @@ def throughput(
     return summarize(run) | {"steps": step_times(steps)}
 
 
-def _check(run: Run) -> None:
+def _check(run: LoadRun) -> None:
     failed = [record.error for record in run.records if record.error is not None]
     if failed:
         raise TuiliError(f"{len(failed)} of {len(run.records)} requests failed, the first with: {failed[0]}")
 
 
-def step_times(steps: Sequence[Step]) -> dict[str, Any]:
+def step_times(steps: Sequence[TimedStep]) -> dict[str, Any]:
     """Where the seconds between the first step's begin and the last one's end went.
 
     ``schedule``, ``device`` and ``update`` are what the engine measured; ``dispatch`` is the rest of a step;
@@ -190,7 +192,7 @@ def step_times(steps: Sequence[Step]) -> dict[str, Any]:
     }
 
 
-def host_overhead(steps: Sequence[Step]) -> dict[str, dict[str, float]]:
+def host_overhead(steps: Sequence[TimedStep]) -> dict[str, dict[str, float]]:
     """Medians in milliseconds of host time per decode step, by number of requests in the step (as text: JSON keys).
 
     Steps count when they and the next one decode the same number of requests and prefill nothing. ``total`` is from
@@ -223,7 +225,7 @@ def latency(
 
     ``steps`` are those of the run with the median time.
     """
-    runs: list[tuple[Run, list[Step]]] = []
+    runs: list[tuple[LoadRun, list[TimedStep]]] = []
     for index in range(warmups + repeats):
         outcome = asyncio.run(run_all(engine, workload, done))
         _check(outcome[0])

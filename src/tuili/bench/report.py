@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuili.base.errors import ConfigError, nearest
-from tuili.bench.load import Record, Run
+from tuili.bench.load import LoadRun, Record
 from tuili.bench.statistics import ci95, mean, median, percentile, std
 
 #: What a goodput limit can be about.
@@ -55,7 +55,7 @@ def samples(records: Sequence[Record]) -> dict[str, list[float]]:
     }
 
 
-def summarize(run: Run, goodput: dict[str, float] | None = None) -> dict[str, Any]:
+def summarize(run: LoadRun, goodput: dict[str, float] | None = None) -> dict[str, Any]:
     """The figures of one run."""
     done = [record for record in run.records if record.error is None]
     wall = run.duration
@@ -84,7 +84,7 @@ def summarize(run: Run, goodput: dict[str, float] | None = None) -> dict[str, An
     return summary
 
 
-def sum_of_parts(run: Run) -> dict[str, float]:
+def sum_of_parts(run: LoadRun) -> dict[str, float]:
     """The law of INVENTORY row 35: what the requests say they spent is what the clock says was spent.
 
     ``first`` waiting for first pieces, ``decode`` between pieces, ``close`` after the last one, ``idle`` lanes with
@@ -123,7 +123,7 @@ def over_repeats(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def detail(run: Run) -> dict[str, Any]:
+def detail(run: LoadRun) -> dict[str, Any]:
     """Raw series per request, in vLLM's field names (seconds)."""
     records = run.records
     return {

@@ -26,7 +26,7 @@ ROWS = tuple(1 << power for power in range(12))
 
 
 @dataclass(frozen=True)
-class Arm:
+class RooflineArm:
     """A way of multiplying: ``format`` of ``tuili.quant``, dtype of the activations, and the kind of its products."""
 
     name: str
@@ -37,10 +37,10 @@ class Arm:
 
 
 ARMS = (
-    Arm("f32", "dense", 0, "float32", "float32"),
-    Arm("bf16", "dense", 0, "bfloat16", "bfloat16"),
-    Arm("int8", "int8", 0, "bfloat16", "int8"),
-    Arm("int4", "int4", 32, "bfloat16", "int8"),
+    RooflineArm("f32", "dense", 0, "float32", "float32"),
+    RooflineArm("bf16", "dense", 0, "bfloat16", "bfloat16"),
+    RooflineArm("int8", "int8", 0, "bfloat16", "int8"),
+    RooflineArm("int4", "int4", 32, "bfloat16", "int8"),
 )
 
 
@@ -74,7 +74,7 @@ def sweep(
     inputs: int,
     outputs: int,
     rows: Sequence[int] = ROWS,
-    arms: Sequence[Arm] = ARMS,
+    arms: Sequence[RooflineArm] = ARMS,
     threads: int | None = None,
     seconds: float = 0.1,
     cold_bytes: int = 256 << 20,
@@ -105,7 +105,7 @@ def sweep(
     }
 
 
-def copies(arm: Arm, inputs: int, outputs: int, cold_bytes: int) -> list[Weight]:
+def copies(arm: RooflineArm, inputs: int, outputs: int, cold_bytes: int) -> list[Weight]:
     """One random matrix in the arm's format, as often as ``cold_bytes`` hold it."""
     import torch
 
@@ -125,7 +125,7 @@ def copies(arm: Arm, inputs: int, outputs: int, cold_bytes: int) -> list[Weight]
     return [first, *(replace(first, tensors={k: clone(t) for k, t in first.tensors.items()}) for _ in range(count - 1))]
 
 
-def run(arm: Arm, weights: list[Weight], rows: int, seconds: float) -> Point:
+def run(arm: RooflineArm, weights: list[Weight], rows: int, seconds: float) -> Point:
     """Time one product of ``rows`` rows, each call on the next copy of the matrix."""
     import torch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tuili.base.errors import ConfigError
 from tuili.bench.http import Client
-from tuili.bench.load import OpenAISender, Record, Run, offer
+from tuili.bench.load import LoadRun, OpenAISender, Record, offer
 from tuili.bench.provenance import provenance
 from tuili.bench.report import detail, failures, over_repeats, summarize
 from tuili.bench.workload import Span, Workload, fixed_random, poisson
@@ -58,12 +58,12 @@ async def measure(
         **_header(plan, sender.model, workloads),
         **summary,
         "failures": failures(records),
-        **(detail(Run(records, 0.0, 0, 0, 0.0)) if plan.detailed else {}),
+        **(detail(LoadRun(records, 0.0, 0, 0, 0.0)) if plan.detailed else {}),
         "provenance": provenance(workloads[0]) | {"workloads": [workload.describe() for workload in workloads]},
     }
 
 
-async def _run(plan: Plan, sender: OpenAISender, workload: Workload, done: Callable[[Record], None]) -> Run:
+async def _run(plan: Plan, sender: OpenAISender, workload: Workload, done: Callable[[Record], None]) -> LoadRun:
     if plan.rate != math.inf:
         workload = poisson(workload, plan.rate, burstiness=plan.burstiness, seed=workload.seed)
     return await offer(sender, workload.items, concurrency=plan.concurrency, timeout=plan.timeout, done=done)

@@ -20,7 +20,7 @@ MOONCAKE_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TraceRow:
     """One line of a trace. ``arrival`` in seconds since the first; ``hash_ids`` empty where the trace has no
     prefixes."""
 
@@ -30,7 +30,7 @@ class Row:
     hash_ids: tuple[int, ...] = ()
 
 
-def mooncake(path: str | Path) -> Iterator[Row]:
+def mooncake(path: str | Path) -> Iterator[TraceRow]:
     """Rows of a Mooncake JSONL file; ConfigError names the line that is not one."""
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -38,12 +38,12 @@ def mooncake(path: str | Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
             ids = tuple(int(i) for i in row["hash_ids"])
-            yield Row(finite(row["timestamp"] / 1000), int(row["input_length"]), int(row["output_length"]), ids)
+            yield TraceRow(finite(row["timestamp"] / 1000), int(row["input_length"]), int(row["output_length"]), ids)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ConfigError(f"{path}:{number} is not a line of a Mooncake trace: {error!r}") from error
 
 
-def azure(path: str | Path) -> Iterator[Row]:
+def azure(path: str | Path) -> Iterator[TraceRow]:
     """Rows of an Azure LLM or a BurstGPT CSV file, told apart by the header."""
     reader = csv.DictReader(_lines(path))
     names = set(reader.fieldnames or ())
@@ -61,7 +61,7 @@ def azure(path: str | Path) -> Iterator[Row]:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}:{reader.line_num} is not a line of a trace: {error}") from error
         first = when if first is None else first
-        yield Row(when - first, *lengths)
+        yield TraceRow(when - first, *lengths)
 
 
 def _lines(path: str | Path) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _seconds(text: str) -> float:
 
 
 def from_rows(
-    rows: Iterator[Row],
+    rows: Iterator[TraceRow],
     *,
     name: str,
     count: int | None = None,

@@ -6,6 +6,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -65,9 +66,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and leave the process with its exit code."""
     try:
         app(args=arguments, prog_name="tuili")
-    except TuiliError as error:
-        if os.environ.get("TUILI_LOG", "").upper() == "DEBUG":
+    except (TuiliError, OSError) as error:
+        full = isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO)
+        if os.environ.get("TUILI_LOG", "").upper() == "DEBUG" or not (full or isinstance(error, TuiliError)):
             raise
         colour, plain = ("\x1b[31m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-        print(f"{colour}tuili: error:{plain} {error}", file=sys.stderr)
+        print(f"{colour}tuili: error:{plain} {f'cannot write: {error}' if full else error}", file=sys.stderr)
+        if full:
+            os._exit(1)  # leaving in order would try again to write what is left in the buffers, and fail loudly
         sys.exit(1)

@@ -64,7 +64,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="The result as JSON on 
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PromptSource:
     """What the workload options said; ``make(seed)`` gives the workload."""
 
     dataset: Dataset
@@ -162,7 +162,7 @@ def serve(
     if more_goodput and not goodput:  # the hidden argument is for the rest of "--goodput ttft:200 tpot:50"
         raise typer.BadParameter(f"unexpected argument {more_goodput[0]!r}")
     limits = parse_goodput(word for term in [*(goodput or ()), *(more_goodput or ())] for word in term.split())
-    source = Source(
+    source = PromptSource(
         dataset, preset, trace, trace_shrink, trace_speed, max_len, random_input_len, random_output_len,
         shared_prefix, num_prompts, parse_vocab(vocab),
     )  # fmt: skip
@@ -213,7 +213,7 @@ def throughput(
     from tuili.bench import arms
     from tuili.bench.monitor import recording
 
-    source = Source(
+    source = PromptSource(
         dataset, preset, trace, trace_shrink, 1.0, max_len, random_input_len, random_output_len,
         shared_prefix, num_prompts, (0, 0),
     )  # fmt: skip
@@ -294,7 +294,7 @@ def accuracy_table(console: Any, result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _fitted(source: Source, engine: Any) -> Source:
+def _fitted(source: PromptSource, engine: Any) -> PromptSource:
     """The source with the engine's vocabulary and no longer than its context."""
     from tuili.bench.arms import vocabulary
 

@@ -107,7 +107,7 @@ _NEEDED: tuple[str, ...] = (
     "tokenizers",
     "jinja2",
     "huggingface_hub",
-    "fastapi",
+    "pydantic",
     "uvicorn",
     "httpx",
     "prometheus_client",
@@ -222,7 +222,7 @@ def plugins() -> Check:
 
     found: list[str] = []
     broken: dict[str, str] = {}
-    for module in ("tuili.models", "tuili.core.policies", "tuili.quant.weight"):
+    for module in ("tuili.models", "tuili.core.policies", "tuili.quant.formats"):
         registries = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, Registry)]
         for registry in registries:
             found.append(f"{len(registry.names())} of kind {registry.kind}")

@@ -256,17 +256,17 @@ def decode(
 def _decode(config: Any, widths: list[int], prompt: int, output: int, repeats: int, tick: Any) -> dict[str, Any]:
     from tuili.bench import arms, decode
     from tuili.bench.provenance import provenance
-    from tuili.plan.memory import width_of
     from tuili.plan.model import open_spec
     from tuili.plan.roofline import decode_step, peak_kind
+    from tuili.quant.scheme import scheme_of
 
     spec, found = open_spec(config.model), []
-    width = width_of(config.dtype if config.quantization == "none" else config.quantization)
     engine = arms.open_engine(config, max(widths))
+    kept = engine.config.dtype, None if config.quantization == "none" else scheme_of(config.quantization)
     try:
         for count in widths:
-            step = decode_step(spec, width, [prompt + output // 2] * count)
-            seen = decode.decode_speed(engine, count, prompt, output, repeats, step.bytes, peak_kind(width), tick)
+            step = decode_step(spec, kept, [prompt + output // 2] * count)
+            seen = decode.decode_speed(engine, count, prompt, output, repeats, step.bytes, peak_kind(kept), tick)
             predicted = step.rate(seen["bandwidth"], seen["peak"])
             figures = {
                 "step_bytes": step.bytes,

@@ -23,7 +23,7 @@ WidthOption = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="Weights, one or several: float32, bfloat16, float16, int8, fp8, int4.",
+        help="Weights, one or several: float32, bfloat16, float16, or what --quantization takes.",
         show_default="some of them; of a quantized checkpoint, as it is",
     ),
 ]
@@ -53,21 +53,22 @@ def memory(
     one."""
     log.setup(default="ERROR")
     from tuili.base.hardware import probe
-    from tuili.plan.memory import plan_memory, widths_of
+    from tuili.plan.memory import plan_memory, ways_to_keep
     from tuili.plan.model import open_spec
 
     spec, here = open_spec(model), probe()
     plans = [
         plan_memory(
             spec,
-            width,
+            name,
+            kept,
             here,
             kv_dtype=kv_cache_dtype,
             context=context,
             concurrency=concurrency,
             block_size=block_size,
         )
-        for width in widths_of(spec, dtype, "float32,bfloat16,int8,int4", group, symmetric)
+        for name, kept in ways_to_keep(spec, dtype, "float32,bfloat16,int8,int4", group, symmetric).items()
     ]
     if json_output:
         head = {"kind": "computed", "model": model, "family": spec.family}
@@ -143,18 +144,18 @@ def decode(
 ) -> None:
     """Predicted decode tokens per second: bandwidth over the bytes that a step reads, or peak over its products."""
     log.setup(default="ERROR")
-    from tuili.plan.memory import widths_of
+    from tuili.plan.memory import ways_to_keep
     from tuili.plan.model import open_spec
     from tuili.plan.roofline import decode_step, peak_kind
 
     spec, found = open_spec(model), []
     measured = limits.load(machine, threads) if bandwidth is None or peak is None else None
-    for width in widths_of(spec, dtype, "bfloat16,int8,int4", group, symmetric):
+    for name, kept in ways_to_keep(spec, dtype, "bfloat16,int8,int4", group, symmetric).items():
         for count in numbers(concurrency):
-            step = decode_step(spec, width, [context] * count, kv_cache_dtype)
+            step = decode_step(spec, kept, [context] * count, kv_cache_dtype)
             speed = 1e9 * bandwidth if bandwidth else _measured(measured).bandwidth(step.bytes)
-            top = 1e9 * peak if peak else _measured(measured).peaks[peak_kind(width)]
-            arm = {"width": width.name, "concurrency": count, "context": context, "bandwidth": speed, "peak": top}
+            top = 1e9 * peak if peak else _measured(measured).peaks[peak_kind(kept)]
+            arm = {"width": name, "concurrency": count, "context": context, "bandwidth": speed, "peak": top}
             bound = limits.bound(step.operations / step.bytes, speed, top)
             figures = {"bound": bound, "tokens_per_second": step.rate(speed, top)}
             found.append(arm | {"weights": step.weights, "kv": step.kv, "operations": step.operations} | figures)

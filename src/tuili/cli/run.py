@@ -54,6 +54,8 @@ def run(
 ) -> None:
     """Chat with MODEL in the terminal; with --prompt, or text on standard input, answer once and leave."""
     log.setup(default="ERROR")
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed, and the answer has to go somewhere")
     text = _one_shot_text(prompt, json_output)
     system = system and _text(system, "--system")
     given: dict[str, Any] = {
@@ -113,7 +115,7 @@ def _text(given: bytes | str, name: str) -> str:
 
 
 @dataclass(slots=True)
-class Answer:
+class ChatAnswer:
     """An answer as far as it came: Ctrl-C keeps what is there. Seconds."""
 
     prompt_tokens: int
@@ -160,7 +162,7 @@ class Session:
             del self.turns[:2]
             self.dropped += 1
 
-    async def answer(self, text: str, answer: Answer, show: Any) -> None:
+    async def answer(self, text: str, answer: ChatAnswer, show: Any) -> None:
         """Generate into ``answer``, calling ``show(piece)`` for each new piece of text."""
         prompt = self.prompt(text)
         self.answers += 1
@@ -179,7 +181,7 @@ class Session:
         finally:
             answer.seconds = time.perf_counter() - began
 
-    def remember(self, answer: Answer) -> None:
+    def remember(self, answer: ChatAnswer) -> None:
         """Keep an answer, or a part of it that was stopped; forget a question that got none."""
         if self.raw:
             return
@@ -192,7 +194,7 @@ class Session:
 def _once(session: Session, text: str, json_output: bool, load_seconds: float) -> None:
     import asyncio
 
-    answer = Answer(prompt_tokens=0)
+    answer = ChatAnswer(prompt_tokens=0)
     try:
         with nullcontext(_nothing) if json_output else _screen() as show:
             asyncio.run(session.answer(text, answer, show))
@@ -206,7 +208,7 @@ def _once(session: Session, text: str, json_output: bool, load_seconds: float) -
         _dim(_speed(answer))
 
 
-def _as_json(session: Session, answer: Answer, load_seconds: float) -> dict[str, Any]:
+def _as_json(session: Session, answer: ChatAnswer, load_seconds: float) -> dict[str, Any]:
     return {
         "model": session.engine.model_name,
         "text": answer.text,
@@ -259,7 +261,7 @@ def _ask() -> str | None:
 
 
 def _turn(session: Session, runner: asyncio.Runner, line: str) -> None:
-    answer, dropped = Answer(prompt_tokens=0), session.dropped
+    answer, dropped = ChatAnswer(prompt_tokens=0), session.dropped
     try:
         with _screen() as show:
             runner.run(session.answer(line, answer, show))
@@ -313,7 +315,7 @@ def _nothing(piece: str) -> None:
     pass
 
 
-def _speed(answer: Answer) -> str:
+def _speed(answer: ChatAnswer) -> str:
     if not answer.output_tokens:
         return "(nothing generated)"
     rate = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else ""

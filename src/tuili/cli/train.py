@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tuili.train.run import Run
+    from tuili.train.run import TrainingRun
 
 app = typer.Typer(help="Train models from recipes.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def export(
     typer.echo(f"wrote {to}")
 
 
-def open_run(recipe: Path, data: Path | None, out: Path | None, device: str, resume: bool) -> Run:
+def open_run(recipe: Path, data: Path | None, out: Path | None, device: str, resume: bool) -> TrainingRun:
     from tuili.train import recipe as recipes
     from tuili.train.run import open_run as open_at
 

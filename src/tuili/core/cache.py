@@ -91,9 +91,9 @@ class KVCacheManager:
     def blocks_for(self, positions: int) -> int:
         return -(-positions // self.block_size)
 
-    def open(self, tokens: Sequence[int], salt: str = "") -> BlockTable:
-        """An empty table for these ids, hashed."""
-        table = BlockTable(root_digest(salt))
+    def open(self, tokens: Sequence[int], salt: str = "", digests: Sequence[bytes] = ()) -> BlockTable:
+        """An empty table for these ids, hashed; ``digests`` of its first blocks may be known."""
+        table = BlockTable(root_digest(salt), list(digests))
         if self.reuse:
             self._digest_full(table, tokens)
         return table

@@ -32,6 +32,8 @@ class Entry:
     state: State = State.WAITING
     #: Plans in flight that mention it, and of those the ones with drafts: how far they get is not known yet.
     in_flight: int = 0
+    #: A plan mentioned it since it was admitted: the runner has a row for it.
+    planned: bool = False
     guesses: int = 0
     #: It read KV that a failed request was to write: forget what comes back, then compute everything again.
     poisoned: bool = False
@@ -43,9 +45,10 @@ class Entry:
         return len(self.request.tokens) + self.request.pending
 
 
-def check(request: Request, capacity: Capacity) -> int:
-    """The number of ids at which ``request`` ends by length; RequestError when it is malformed or can never run."""
-    _check_fields(request)
+def check(request: Request, capacity: Capacity, known: bool = False) -> int:
+    """The number of ids at which ``request`` ends by length; RequestError when it is malformed or can never run.
+    ``known``: its ids were checked before."""
+    _check_fields(request, known)
     longest, size, max_tokens = capacity.max_model_len, len(request.tokens), request.params.max_tokens
     limit = longest if max_tokens is None else request.prompt_len + max_tokens
     if limit > longest or size >= limit:
@@ -65,11 +68,11 @@ def check(request: Request, capacity: Capacity) -> int:
     return limit
 
 
-def _check_fields(request: Request) -> None:
+def _check_fields(request: Request, known: bool) -> None:
     if not request.tokens or request.prompt_len < 1:
         raise RequestError("the prompt is empty; send at least one token", "prompt")
     tokens = request.tokens
-    if set(map(type, tokens)) != {int} or min(tokens) < 0 or max(tokens) >= 2**31:
+    if not known and (set(map(type, tokens)) != {int} or min(tokens) < 0 or max(tokens) >= 2**31):
         wrong = next(t for t in tokens if type(t) is not int or not 0 <= t < 2**31)
         raise RequestError(f"token ids must be integers from 0 to 2**31 - 1, got {wrong!r}", "prompt")
     if not isinstance(request.priority, int):

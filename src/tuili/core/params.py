@@ -64,12 +64,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, low, high in INTEGERS:
             value = getattr(self, name)
+            if type(value) is int and low <= value <= high:  # as nearly always
+                continue
             if value is not None or name not in OPTIONAL:
                 setattr(self, name, _within(name, whole(name, value), low, high))
         for name, least, most in NUMBERS:
-            setattr(self, name, _within(name, _number(name, getattr(self, name)), least, most))
+            value = getattr(self, name)
+            if type(value) is not float or not least <= value <= most:
+                setattr(self, name, _within(name, _number(name, value), least, most))
         for name in FLAGS:
-            setattr(self, name, _flag(name, getattr(self, name)))
+            if type(value := getattr(self, name)) is not bool:
+                setattr(self, name, _flag(name, value))
         self._take_lists()
         self.top_k = max(self.top_k, 0)
         self.seed = None if self.seed == -1 else self.seed
@@ -200,7 +205,7 @@ def listed(name: str, values: Any, what: str, limit: int = LONGEST_LIST) -> list
 
 
 def _strings(name: str, values: Any) -> tuple[str, ...]:
-    if values is None:
+    if values is None or (type(values) is tuple and not values):
         return ()
     found = [values] if isinstance(values, str) else listed(name, values, "strings", MAX_STRINGS)
     for text in found:
@@ -223,7 +228,7 @@ def token_ids(name: str, values: Any, limit: int = LONGEST_LIST) -> list[int]:
 
 
 def _ids(name: str, values: Any, limit: int = LONGEST_LIST) -> tuple[int, ...]:
-    if values is None:
+    if values is None or (type(values) is tuple and not values):
         return ()
     found = tuple(dict.fromkeys(token_ids(name, values)))
     if len(found) > limit:

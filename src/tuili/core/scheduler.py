@@ -25,7 +25,7 @@ from tuili.core.waiting import WaitingQueue
 
 
 @dataclass(slots=True)
-class _Step:
+class _PlanDraft:
     """A plan in the making."""
 
     budget: int
@@ -79,6 +79,7 @@ class Scheduler:
         self._entries: dict[str, Entry] = {}  # also those that are done but in flight
         self._waiting: WaitingQueue[Entry] = WaitingQueue()
         self._running: list[Entry] = []  # best rank first
+        self._newest: Entry | None = None  # the last that was added
         self._rows = 0  # running, or done and in flight
         self._dropped: list[str] = []
         self._in_flight: dict[int, list[Entry]] = {}
@@ -132,19 +133,27 @@ class Scheduler:
         """Accept ``request`` or raise RequestError (it can never run here) or OverloadedError (not now)."""
         if request.id in self._entries:
             raise RequestError(f"request id {request.id!r} is in use; choose another", "request_id")
-        limit = check(request, self.capacity)
+        twin = self._twin(request)
+        limit = check(request, self.capacity, known=twin is not None)
         if self.max_queued is not None and len(self._requests) >= self.max_num_seqs + self.max_queued:
             raise OverloadedError(
                 f"{self.num_running} requests are running and {self.num_waiting} waiting, the most allowed; try again "
                 "later"
             )
-        table = self.cache.open(request.tokens, request.salt)
+        table = self.cache.open(request.tokens, request.salt, twin.table.digests if twin else ())
         request.timing.queued = self._clock.now()
         entry = Entry(request, (self.policy.key(request), self._arrivals), table, limit)
         self._arrivals += 1
-        self._entries[request.id] = entry
+        self._newest = self._entries[request.id] = entry
         self._requests[request.id] = request
         self._waiting.push(entry)
+
+    def _twin(self, request: Request) -> Entry | None:
+        """The entry added last, where its ids are those of ``request``: of the choices of one call, long as their
+        prompt may be, only the first is looked at in full."""
+        last = self._newest
+        alike = last is not None and last.request.salt == request.salt and last.request.tokens == request.tokens
+        return last if alike else None
 
     def abort(self, id: str) -> Update | None:
         """End ``id`` now; its last update, or None when it is not here. Blocks go when no plan in flight needs them."""
@@ -164,7 +173,7 @@ class Scheduler:
 
         A plan without chunks only asks for its ``update``: a request ended here, and nothing else is going on.
         """
-        step = _Step(self.max_num_batched_tokens)
+        step = _PlanDraft(self.max_num_batched_tokens)
         if not self._running:
             self._batch_rows = 0
         may_join = bool(self._waiting) and self.policy.joins([entry.request for entry in self._running])
@@ -180,7 +189,7 @@ class Scheduler:
         self._stats[plan.step] = self._measure(plan, step)
         return plan
 
-    def _continue(self, step: _Step) -> None:
+    def _continue(self, step: _PlanDraft) -> None:
         """A share for every running request. Each gets one token before any gets more, so a long prompt of a better
         rank cannot stop the others from decoding."""
         order = self._running.copy()
@@ -192,7 +201,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(entry, error)
 
-    def _share(self, step: _Step, order: list[Entry], index: int) -> None:
+    def _share(self, step: _PlanDraft, order: list[Entry], index: int) -> None:
         entry = order[index]
         count = self._count(entry, step.budget - (len(order) - index - 1))
         if count < 1:
@@ -214,7 +223,7 @@ class Scheduler:
         need = length + len(request.draft) - request.computed
         return need if need < budget else budget
 
-    def _make_room(self, step: _Step, order: list[Entry], index: int, positions: int) -> tuple[int, ...] | None:
+    def _make_room(self, step: _PlanDraft, order: list[Entry], index: int, positions: int) -> tuple[int, ...] | None:
         """Blocks for ``positions`` of ``order[index]``, if need be from those after it; None if it has to wait a step.
 
         The lowest rank never preempts itself: it keeps what it has and waits, until a better one needs it.
@@ -231,7 +240,7 @@ class Scheduler:
             step.preempted += 1
         return blocks
 
-    def _admit(self, step: _Step) -> None:
+    def _admit(self, step: _PlanDraft) -> None:
         """Waiting requests in the order of rank; the first that does not fit blocks those behind it."""
         before = len(step.chunks)
         while step.budget > 0 and self._rows < self.max_num_seqs and (entry := self._waiting.peek()):
@@ -243,7 +252,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(entry, error)
 
-    def _admit_next(self, step: _Step, entry: Entry, alone: bool) -> bool:
+    def _admit_next(self, step: _PlanDraft, entry: Entry, alone: bool) -> bool:
         """Start the first of the queue; False where the step has no room. ``alone``: it admitted nobody else so far."""
         request = entry.request
         reads = request.params.prompt_logprobs is None  # their hidden states are needed, not only their KV
@@ -283,7 +292,7 @@ class Scheduler:
             request.cached = min(reused, request.prompt_len)
 
     def _add_chunk(
-        self, step: _Step, entry: Entry, count: int, blocks: tuple[int, ...], history: tuple[int, ...] = ()
+        self, step: _PlanDraft, entry: Entry, count: int, blocks: tuple[int, ...], history: tuple[int, ...] = ()
     ) -> None:
         request = entry.request
         start, end = request.computed, request.computed + count
@@ -296,6 +305,7 @@ class Scheduler:
             Chunk(request.id, start, count, tokens, drafts, sample, blocks, request.params, request.prompt_len, history)
         )
         step.entries.append(entry)
+        entry.planned = True
         step.budget -= count
         entry.in_flight += 1
         entry.guesses += drafts > 0
@@ -308,7 +318,7 @@ class Scheduler:
         if request.computed >= (table.offered + 1) * self.cache.block_size:
             self.cache.offer(table, request.tokens, min(len(request.tokens), request.computed))
 
-    def _measure(self, plan: StepPlan, step: _Step) -> StepStats:
+    def _measure(self, plan: StepPlan, step: _PlanDraft) -> StepStats:
         decode = sum(c.count for c in plan.chunks if c.start >= c.prompt_len and c.count == 1 + c.num_draft)
         num_tokens = self.max_num_batched_tokens - step.budget
         padding = 0
@@ -425,7 +435,9 @@ class Scheduler:
         assert not entry.in_flight, "law 3: a plan in flight mentions this request"
         self.cache.release(entry.table)
         self._rows -= 1
-        self._dropped.append(entry.request.id)
+        if entry.planned:
+            self._dropped.append(entry.request.id)
+            entry.planned = False
 
     def _preempt(self, entry: Entry) -> None:
         """Completion plus re-admission (law 2): only the ids and the rank are kept, so it goes before later ones."""

@@ -42,6 +42,7 @@ def build(
     config: Config, progress: Progress | None = None, client: Callable[[Engine], EngineClient] = ThreadClient
 ) -> TextEngine:
     """Open the checkpoint, resolve the config, load the weights, start the engine. Raises ConfigError, ModelError."""
+    policies.get(config.scheduling_policy)  # an unknown one is told before anything is read
     checkpoint = open_checkpoint(config.model, config.revision)
     tokenizer = Tokenizer.open(checkpoint.path)
     defaults = generation_defaults(config, checkpoint.generation_config)

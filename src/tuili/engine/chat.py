@@ -23,7 +23,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 #: What a message's reasoning is called; templates read the first, or gpt-oss's the second.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 #: Marks the end of the message that is to be continued. The blank shows whether the template trims.
-MARK = "END_OF_FINAL_MESSAGE_{} "
+MARK = "End_of_final_message_{} "
 
 
 class ChatTemplate:
@@ -176,13 +176,13 @@ def normalize(message: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
         raise RequestError(f"each message must be an object with a role, got {message!r:.200}", "messages")
     if message["role"] not in ROLES:
         raise RequestError(f"role {message['role']!r} is unknown. Known: {', '.join(ROLES)}.", "messages")
-    own = dict(message)
+    own = {key: value for key, value in message.items() if value is not None}
     if own["role"] not in dialect.roles:
         own["role"] = OTHER_ROLES.get(own["role"], own["role"])
-    own["content"] = _content(message, dialect)
-    if "content" not in message and dialect.asks_defined:
-        del own["content"]
-    if (reasoning := next((own[key] for key in REASONING if own.get(key) is not None), None)) is not None:
+    missing = "content" not in (message if dialect.asks_none else own)
+    if not (missing and dialect.asks_defined):
+        own["content"] = _content(message, dialect)
+    if (reasoning := next((own[key] for key in REASONING if key in own), None)) is not None:
         own = {"thinking": reasoning, **own, "reasoning_content": reasoning}
     calls = own.pop("tool_calls", None)
     if calls:  # none at all: templates ask for the key

@@ -28,6 +28,8 @@ CLOSED = "the engine was closed before the request was done"
 FORKED = "the process was forked while the engine was at work; fork before the first request, or when all are done"
 #: Seconds between two looks whether the engine's thread is still there, for who waits for it to let go of requests.
 LOOK = 0.1
+#: Seconds without work after which the books are checked.
+IDLE = 1.0
 #: Seconds for which news of requests that go on are kept together, for who waits for their end.
 PAUSE = 0.05
 
@@ -309,9 +311,7 @@ class ThreadClient:
                 self._deliver()
                 self._release()
                 if not busy:
-                    self._asleep = True
-                    self._wake.wait()
-                    self._asleep = False
+                    self._sleep()
                 self._wake.clear()
             self._end(self._ended or EngineClosed(CLOSED))
         except EngineDead as dead:
@@ -321,6 +321,14 @@ class ThreadClient:
             log.critical("the engine's thread died", exc_info=error)
             self._end(EngineDead(f"the engine's thread died: {type(error).__name__}: {error}"))
             raise
+
+    def _sleep(self) -> None:
+        """Until something is asked. Where nothing is for a while, the engine's books are checked."""
+        self._asleep = True
+        if not self._wake.wait(IDLE):
+            self.engine.check_integrity()
+            self._wake.wait()
+        self._asleep = False
 
     def _read_inbox(self) -> None:
         while self._inbox:

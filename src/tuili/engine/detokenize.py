@@ -39,7 +39,7 @@ class Detokenizer:
 
 
 @dataclass(slots=True)
-class _Matcher:
+class _StopMatcher:
     """How much of one stop string the text's end matches (Knuth, Morris, Pratt): ``state`` characters."""
 
     pattern: str
@@ -57,14 +57,14 @@ class _Matcher:
         return self.state == len(self.pattern)
 
 
-def _matcher(pattern: str) -> _Matcher:
+def _matcher(pattern: str) -> _StopMatcher:
     fallback, length = [0], 0
     for char in pattern[1:]:
         while length and pattern[length] != char:
             length = fallback[length - 1]
         length += pattern[length] == char
         fallback.append(length)
-    return _Matcher(pattern, fallback)
+    return _StopMatcher(pattern, fallback)
 
 
 class StopStrings:
@@ -97,7 +97,7 @@ class StopStrings:
         return whole[: len(whole) - keep]
 
     @staticmethod
-    def _waiting(matcher: _Matcher) -> int:
+    def _waiting(matcher: _StopMatcher) -> int:
         """Characters that may yet be part of a stop string; one that did not count can only overlap the next."""
         full = matcher.state == len(matcher.pattern)
         return matcher.fallback[-1] if full else matcher.state

@@ -161,6 +161,14 @@ class Engine:
             steps=self.steps,
         )
 
+    def check_integrity(self) -> None:
+        """For idle moments: EngineDead when the scheduler's books disagree, since what runs next would be wrong."""
+        try:
+            self.scheduler.check_integrity()
+        except RuntimeError as error:
+            self.dead = EngineDead(f"the engine's books disagree after step {self.steps}: {error}")
+            raise self.dead from error
+
     def close(self) -> None:
         """Free the device. Steps in flight are waited for, so that nothing writes to memory that was given back."""
         while self._flights:

@@ -9,8 +9,8 @@ from tuili.base.hardware import Hardware
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.layers.sizes import pool_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec
+from tuili.quant.formats import BYTES
 from tuili.quant.scheme import scheme_of
-from tuili.quant.size import BYTES
 
 #: What a process takes on a card before it computes anything, until it is measured: CUDA's context, kernels' code.
 CONTEXT = 600 << 20
@@ -30,7 +30,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryTable:
     """What a run takes, in bytes: ``block`` is one KV block; ``share`` of ``total`` is what all of it may take.
 
     ``graphs`` and ``context`` are a card's; ``measured`` says whether they, weights and activations were. ``sure`` is
@@ -67,12 +67,12 @@ class Memory:
         return max(0, self.budget - self.beside_kv)
 
 
-def memory_of(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measured | None = None) -> Memory:
+def memory_of(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measured | None = None) -> MemoryTable:
     """The memory of a config whose dtype, device and step sizes are resolved."""
     cuda = config.device == "cuda"
     taken = measured or _estimated(config, spec)
     kv_dtype = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
-    return Memory(
+    return MemoryTable(
         total=hardware.gpu_memory if cuda else hardware.available_memory,
         available=hardware.gpu_free if cuda else hardware.available_memory,
         share=config.gpu_memory_utilization,
@@ -96,7 +96,7 @@ def _estimated(config: Config, spec: ModelSpec) -> Measured:
 
 
 def kernels_of(config: Config) -> str:
-    """Whose packing the weights of a resolved config get (``quant.scheme.packing_of``)."""
+    """Whose packing the weights of a resolved config get (``quant.formats.format_of``)."""
     return "triton" if on_device(config) else "cpu"
 
 
@@ -108,7 +108,7 @@ def _activations(config: Config, spec: ModelSpec, size: int) -> int:
     return (config.max_num_batched_tokens or 0) * per_token + (config.max_num_seqs or 0) * per_row
 
 
-def memory_table(memory: Memory, num_blocks: int) -> str:
+def memory_table(memory: MemoryTable, num_blocks: int) -> str:
     """What takes the memory, as lines of text."""
     kv = num_blocks * memory.block
     source = "as measured" if memory.measured else "from --max-num-batched-tokens and --max-num-seqs"
@@ -132,7 +132,7 @@ def in_mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, longest: int) -> list[str]:
+def remedies(config: Config, spec: ModelSpec, memory: MemoryTable, blocks: int, longest: int) -> list[str]:
     """Settings that fit, computed; each alone is enough."""
     needed = longest * memory.block
     found = []
@@ -155,7 +155,7 @@ def remedies(config: Config, spec: ModelSpec, memory: Memory, blocks: int, longe
     return found
 
 
-def _smaller_weights(config: Config, spec: ModelSpec, memory: Memory, needed: int) -> list[str]:
+def _smaller_weights(config: Config, spec: ModelSpec, memory: MemoryTable, needed: int) -> list[str]:
     """The widest ``--quantization`` with which the weights leave ``needed`` bytes for the KV cache, where one does."""
     if config.quantization != "none" or spec.rounded or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
         return []
@@ -173,7 +173,7 @@ LOADING, MEASURING = "loading the weights", "measuring the largest step"
 ALLOCATING, COMPUTING = "making the KV cache and capturing steps", "computing a step"
 
 
-def savings(config: Config, spec: ModelSpec, memory: Memory, size: int, doing: str) -> str:
+def savings(config: Config, spec: ModelSpec, memory: MemoryTable, size: int, doing: str) -> str:
     """The table of what a resolved config takes, and settings that take ``size`` bytes less; each alone is enough.
 
     Where ``size`` is not known (0), a twentieth of the card.
@@ -193,14 +193,14 @@ def savings(config: Config, spec: ModelSpec, memory: Memory, size: int, doing: s
     return "\n".join([memory_table(memory, blocks), "What would fit:", *found])
 
 
-def _smaller_pool(config: Config, memory: Memory, blocks: int, size: int) -> list[str]:
+def _smaller_pool(config: Config, memory: MemoryTable, blocks: int, size: int) -> list[str]:
     fewer = blocks - -(-size // memory.block)
     if fewer * config.block_size < (config.max_model_len or 0):
         return []
     return [f"  --num-gpu-blocks-override {fewer}"]
 
 
-def _smaller_steps(config: Config, spec: ModelSpec, memory: Memory, size: int) -> list[str]:
+def _smaller_steps(config: Config, spec: ModelSpec, memory: MemoryTable, size: int) -> list[str]:
     """Fewer tokens in a step: of the activations, the part that is not the sampler's grows with them."""
     rows, tokens = config.max_num_seqs or 0, config.max_num_batched_tokens or 0
     estimate = _activations(config, spec, BYTES[config.dtype])
@@ -210,7 +210,7 @@ def _smaller_steps(config: Config, spec: ModelSpec, memory: Memory, size: int) -
     return [f"  --max-num-batched-tokens {fewer}"] if fewer >= max(rows, longest, 1) else []
 
 
-def _fewer_bits(config: Config, spec: ModelSpec, memory: Memory, size: int) -> list[str]:
+def _fewer_bits(config: Config, spec: ModelSpec, memory: MemoryTable, size: int) -> list[str]:
     if config.quantization != "none" or spec.rounded:
         return []
     kernels = kernels_of(config)

@@ -110,10 +110,18 @@ class Logprob:
     decoded_token: str | None = None
 
 
-def logprobs_by_id(entry: TokenLogprob) -> dict[int, Logprob]:
-    """The chosen token first, then the most likely ones, best first; of one that is both there is one entry."""
+class Candidates(dict[int, Logprob]):
+    """The tokens looked at for one position, by id as in vLLM: the chosen one first, then the most likely, best first;
+    of one that is both there is one entry."""
+
+    @property
+    def chosen(self) -> Logprob:
+        return next(iter(self.values()))
+
+
+def logprobs_by_id(entry: TokenLogprob) -> Candidates:
     chosen = entry.chosen
-    found = {chosen.id: Logprob(chosen.logprob, entry.rank, chosen.text)}
+    found = Candidates({chosen.id: Logprob(chosen.logprob, entry.rank, chosen.text)})
     for rank, token in enumerate(entry.top, 1):
         found.setdefault(token.id, Logprob(token.logprob, rank, token.text))
     return found
@@ -127,7 +135,7 @@ class Completion:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None = None
-    logprobs: list[dict[int, Logprob]] | None = None
+    logprobs: list[Candidates] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 

@@ -12,7 +12,7 @@ from tuili.base.errors import ConfigError
 from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.engine.captures import with_captures
-from tuili.engine.memory import Measured, Memory, in_mib, memory_of, memory_table, remedies
+from tuili.engine.memory import Measured, MemoryTable, in_mib, memory_of, memory_table, remedies
 from tuili.layers.spec import ModelSpec, refuse_rounding_twice
 from tuili.quant.scheme import scheme_of
 
@@ -96,7 +96,7 @@ def _step_sizes(config: Config) -> Config:
     return config.with_(max_num_seqs=seqs, max_num_batched_tokens=budget)
 
 
-def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
+def _num_blocks(config: Config, spec: ModelSpec, memory: MemoryTable) -> int:
     """KV blocks: as told, else what all rows could need at once, as far as memory goes."""
     longest = -(-(config.max_model_len or 0) // config.block_size)
     if config.num_gpu_blocks_override is not None:
@@ -122,7 +122,7 @@ def _num_blocks(config: Config, spec: ModelSpec, memory: Memory) -> int:
     return blocks
 
 
-def _room(config: Config, memory: Memory, longest: int) -> int:
+def _room(config: Config, memory: MemoryTable, longest: int) -> int:
     """Blocks that an automatic pool may take, one less than fit on a device: it has one for padding. RAM is
     everybody's: there half of it stays free, if one request fits.
 

@@ -88,7 +88,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", Generation],
+            extensions=["jinja2.ext.loopcontrols", GenerationBlock],
             finalize=_write,
         )
         self.filters["tojson"] = _tojson
@@ -147,7 +147,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class Generation(Extension):
+class GenerationBlock(Extension):
     """``{% generation %}...{% endgeneration %}`` marks what training learns from; for a prompt it is its content, with
     a scope of its own."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence, Sized
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -28,8 +28,6 @@ from tuili.engine.tokenizer import LONG_TEXT, Tokenizer
 from tuili.engine.transcript import Transcript
 
 log = get(__name__)
-#: Prompt tokens times choices that are put into requests in a few milliseconds.
-MANY_TOKENS = 500_000
 
 
 class TextEngine:
@@ -91,9 +89,7 @@ class TextEngine:
 
     async def admit(self, asked: Sequence[Asked], add_special_tokens: bool = True) -> list[Admitted]:
         """What ``Admission.admit`` says; what takes long does not stop the loop."""
-        characters = sum(len(each.prompt) for each in asked if isinstance(each.prompt, str))
-        tokens = sum(len(each.prompt) * each.params.n for each in asked)
-        if characters <= LONG_TEXT and tokens <= MANY_TOKENS:
+        if sum(len(each.prompt) for each in asked if isinstance(each.prompt, Sized)) <= LONG_TEXT:
             return self.admission.admit(asked, add_special_tokens)
         return await asyncio.to_thread(self.admission.admit, asked, add_special_tokens)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tuili.base.errors import ModelError
 from tuili.engine.added_tokens import WHERE, add_missing, special_texts, special_tokens
 from tuili.engine.pieces import Pieces, compile_decoder
-from tuili.models.fields import Fields, shown
+from tuili.models.fields import MOST, Fields, shown
 from tuili.models.read import read_json, read_text
 
 #: Characters that are tokenized in 2.5 ms or so.
@@ -46,7 +46,8 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.bos = self._id("bos_token")
         self.eos = self._id("eos_token")
-        self.pieces: Pieces = compile_decoder(json.loads(backend.to_str())["decoder"])
+        # Not of the whole tokenizer's JSON, which takes as long as its largest id is large.
+        self.pieces: Pieces = compile_decoder(json.loads(backend.decoder.__getstate__()) if backend.decoder else None)
 
     @classmethod
     def open(cls, directory: str | Path) -> Tokenizer:
@@ -190,7 +191,8 @@ def _cuts_like_qwen(folder: Path, config: dict[str, Any]) -> bool:
 
 def _vocabulary(path: Path) -> dict[str, int]:
     words = read_json(path)
-    wrong = next((word for word, id in words.items() if type(id) is not int or not 0 <= id < 1 << 31), None)
+    most = MOST["vocab_size"]
+    wrong = next((word for word, id in words.items() if type(id) is not int or not 0 <= id < most), None)
     if wrong is not None:
         raise ModelError(f"{path}: the id of {shown(wrong)} is {shown(words[wrong])}, and no token id")
     if "<0x0A>" in words:

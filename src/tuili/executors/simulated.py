@@ -59,7 +59,7 @@ def history_token(history: list[int], vocab_size: int) -> int:
 
 
 @dataclass(slots=True)
-class _Row:
+class _SimulatedRow:
     """One request as a runner sees it. ``states[i]`` digests ``tokens[: i + 1]``; its next chunk starts at ``next``."""
 
     table: list[int]
@@ -102,7 +102,7 @@ class SimExecutor:
         self._model = tokens
         self._drafts = drafts
         self._fails = fails
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, _SimulatedRow] = {}
         #: block -> digest of the history at each of its positions; None where garbage was written.
         self._kv: dict[int, list[int | None]] = {}
         self._step = -1
@@ -150,13 +150,13 @@ class SimExecutor:
                 if self.verify:
                     self._kv.setdefault(block, [None] * self.capacity.block_size)[slot] = state if row.clean else None
 
-    def _row(self, chunk: Chunk) -> _Row:
+    def _row(self, chunk: Chunk) -> _SimulatedRow:
         """The request's state with this chunk's blocks and place checked."""
         row = self._rows.get(chunk.id)
         if chunk.admitted:
             if row is not None:
                 raise PlanError(f"{chunk.id!r} is admitted twice")
-            row = _Row([], next=chunk.start)
+            row = _SimulatedRow([], next=chunk.start)
             for token in chunk.history:
                 row.append(token)
         elif row is None:
@@ -173,7 +173,7 @@ class SimExecutor:
             raise PlanError(f"{chunk.id!r} has an invalid block table {row.table}")
         return row
 
-    def _ids(self, chunk: Chunk, row: _Row) -> list[int]:
+    def _ids(self, chunk: Chunk, row: _SimulatedRow) -> list[int]:
         """The ids at the chunk's positions: those it carries, and the last sampled one if it is still on the device."""
         ids = list(chunk.tokens)
         if len(ids) < chunk.count:
@@ -216,7 +216,7 @@ class SimExecutor:
         row.next = chunk.start + chunk.count - (chunk.num_draft - len(new) + 1)
         return new
 
-    def _next(self, id: str, row: _Row) -> int:
+    def _next(self, id: str, row: _SimulatedRow) -> int:
         if not row.clean:
             return GARBAGE
         if self._model is not None:

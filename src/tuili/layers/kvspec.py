@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuili.layers.spec import ModelSpec
-from tuili.quant.size import BYTES
+from tuili.quant.formats import BYTES
 
 #: Types of KV that are codes of a byte and a float32 scale per head.
 SCALED = ("int8", "fp8")

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from tuili.layers.kvspec import kv_specs
 from tuili.layers.shapes import norms, projections
 from tuili.layers.spec import ModelSpec
+from tuili.quant.formats import BYTES, format_of
 from tuili.quant.scheme import Scheme
-from tuili.quant.size import BYTES, stored_bytes
 
 Shape = tuple[int, ...]
 
@@ -60,7 +60,7 @@ def named_bytes(spec: ModelSpec, dtype: str, scheme: Scheme | None = None, kerne
 def _bytes(shape: Shape, dtype: str, scheme: Scheme | None, kernels: str) -> int:
     if scheme is None or len(shape) == 1:
         return math.prod(shape) * BYTES[dtype]
-    return stored_bytes(shape[0], shape[1], scheme, dtype, kernels)
+    return format_of(scheme, kernels).bytes(shape[0], shape[1], scheme, dtype)
 
 
 def step_weight_bytes(

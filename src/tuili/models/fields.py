@@ -27,7 +27,7 @@ MOST = {
     "num_key_value_heads": 1 << 12,
     "head_dim": 1 << 12,
 }
-MOST_INTEGER, MOST_NUMBER = (1 << 31) - 1, 1e12
+MOST_INTEGER, LEAST_NUMBER, MOST_NUMBER = (1 << 31) - 1, 1e-12, 1e12
 #: Entries of a list of names, and of token ids.
 MOST_NAMES, MOST_IDS = 20_000, 256
 
@@ -75,7 +75,7 @@ class Fields:
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
         if not _positive(value):
-            raise self.wrong(key, f"a number above 0, and at most {MOST_NUMBER:g}")
+            raise self.wrong(key, f"a number of at least {LEAST_NUMBER:g} and at most {MOST_NUMBER:g}")
         return float(value)
 
     def maybe(self, key: str, default: float | None = None) -> float | None:
@@ -164,4 +164,4 @@ class Fields:
 
 
 def _positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= MOST_NUMBER
+    return type(value) in (int, float) and LEAST_NUMBER <= value <= MOST_NUMBER

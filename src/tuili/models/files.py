@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from tuili.models.quantized.layout import Layout
-    from tuili.models.weights import Slot
+    from tuili.models.weights import Destination
 
 log = get(__name__)
 #: What safetensors calls the dtypes of weights that are not rounded.
@@ -48,7 +48,7 @@ def layout_of(name: str, layouts: Layouts) -> Layout | None:
     return layouts.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
 
 
-def needs_of(expected: dict[str, Slot], parameters: Mapping[str, torch.Tensor], layouts: Layouts) -> Needs:
+def needs_of(expected: dict[str, Destination], parameters: Mapping[str, torch.Tensor], layouts: Layouts) -> Needs:
     """What the files must hold, by name, with the shapes and dtypes that each may have."""
     needs: Needs = {}
     for name, slot in expected.items():

@@ -79,14 +79,14 @@ def layer_rope(fields: Fields, kind: str = FULL, theta: float = 10_000.0, base: 
     Since transformers 5: ``rope_parameters``, flat or per layer type. Before: ``base`` (else ``theta``) and
     ``rope_scaling``. A file with both was changed by hand: ``rope_scaling`` counts, as in transformers.
     """
-    new, old = fields.table("rope_parameters"), _given(fields.table("rope_scaling"))
+    new, old, where = fields.table("rope_parameters"), _given(fields.table("rope_scaling")), "rope_parameters"
     if FULL in old or SLIDING in old:
-        new, old = old, {}
+        new, old, where = old, {}, "rope_scaling"
     loose = {"rope_theta": fields.number(base, theta)}
     if fields.config.get("partial_rotary_factor") is not None:
         loose["partial_rotary_factor"] = fields.number("partial_rotary_factor")
     if FULL in new or SLIDING in new:
-        own = _given(fields.inside("rope_parameters").table(kind))
+        own = _given(fields.inside(where).table(kind))
         return loose | own | (old if kind == FULL else {})
     if not old:
         return loose | _given(new)

@@ -77,7 +77,7 @@ def plain_name(stored: str, prefixes: Mapping[str, str]) -> str:
 # Is the head the embedding? ------------------------------------------------------------------------------------------
 
 
-class _Place(NamedTuple):
+class _TensorPlace(NamedTuple):
     """Where a tensor's bytes lie."""
 
     path: Path
@@ -102,7 +102,7 @@ def has_another_head(directory: Path, prefixes: Mapping[str, str]) -> bool:
     return heads != {f"{HEAD}.weight"} or head is None or not _equal(embedding, head)
 
 
-def _places(path: Path, prefixes: Mapping[str, str]) -> Iterable[tuple[str, _Place]]:
+def _places(path: Path, prefixes: Mapping[str, str]) -> Iterable[tuple[str, _TensorPlace]]:
     """The embedding and all that belongs to a head, by their names in the family's table."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -113,10 +113,10 @@ def _places(path: Path, prefixes: Mapping[str, str]) -> Iterable[tuple[str, _Pla
         name = plain_name(stored, prefixes)
         if name.startswith((f"{HEAD}.", f"{EMBEDDING}.")):
             start, end = entry["data_offsets"]
-            yield name, _Place(path, 8 + size + start, end - start, (entry["dtype"], *entry["shape"]))
+            yield name, _TensorPlace(path, 8 + size + start, end - start, (entry["dtype"], *entry["shape"]))
 
 
-def _equal(one: _Place, other: _Place) -> bool:
+def _equal(one: _TensorPlace, other: _TensorPlace) -> bool:
     if one.kind != other.kind or one.size != other.size:
         return False
     with one.path.open("rb") as first, other.path.open("rb") as second:

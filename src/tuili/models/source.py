@@ -26,7 +26,7 @@ _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 MADV_DONTNEED = 4
 
 
-class Plain:
+class FloatPart:
     """A tensor of floats."""
 
     layout = None
@@ -43,7 +43,7 @@ class Plain:
         release(self.tensor[start:end])
 
 
-class Coded:
+class CodedPart:
     """A rounded matrix [rows, into]: ``files`` of a ``module`` in a ``layout``, its codes as ``scheme`` wants them."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Coded:
         return self.layout.scales(self.files, self.rows, self.into).float()
 
     def release(self, start: int, end: int) -> None:
-        """As ``Plain.release``; tensors that are not in rows go with the last one."""
+        """As ``FloatPart.release``; tensors that are not in rows go with the last one."""
         for tensor in self.files.values():
             if tensor.dim() and len(tensor) == self.rows:
                 release(tensor[start:end])
@@ -74,10 +74,10 @@ class Coded:
                 release(tensor)
 
 
-class Source:
+class WeightSource:
     """``parts``, on top of each other."""
 
-    def __init__(self, parts: Sequence[Plain | Coded]):
+    def __init__(self, parts: Sequence[FloatPart | CodedPart]):
         self.parts = parts
         self._ends = list(accumulate(part.rows for part in parts))
 
@@ -91,7 +91,7 @@ class Source:
         for part, first, last in self._pieces(start, end):
             part.release(first, last)
 
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[Plain | Coded, int, int]]:
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[FloatPart | CodedPart, int, int]]:
         for part, stop in zip(self.parts, self._ends, strict=True):
             begin = stop - part.rows
             if start < stop and end > begin:

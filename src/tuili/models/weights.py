@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from tuili.layers.decoder import Decoder
-    from tuili.models.source import Coded, Plain
+    from tuili.models.source import CodedPart, FloatPart
     from tuili.ops import Kernels
     from tuili.quant.place import Place
     from tuili.quant.scheme import Scheme
@@ -50,7 +50,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Slot:
+class Destination:
     """Where a checkpoint's tensor goes: rows ``start .. start + rows`` of one of our parameters."""
 
     parameter: str
@@ -102,12 +102,11 @@ def load_model(
 
 def _tell(model: Decoder, packing: str) -> None:
     """Log what runs otherwise than its name says."""
-    from tuili.quant.scheme import packing_of
-
-    stored = [weight.scheme for module in model.modules() if (weight := _stored(module)) is not None]
-    if packing == "cpu" and (slow := {s.format for s in stored if s.wide_scales or packing_of(s, "cpu") == "bytes"}):
+    stored = [weight for module in model.modules() if (weight := _stored(module)) is not None]
+    slow = {w.scheme.format for w in stored if packing not in w.format.fast or w.scheme.wide_scales}
+    if packing == "cpu" and slow:
         log.warning("%s weights like these run on torch's references on a CPU: exact and slow", "/".join(sorted(slow)))
-    if packing != "cpu" and any(s.format == "int4" and not s.weight_only for s in stored):
+    if packing != "cpu" and any(w.scheme.format == "int4" and not w.scheme.weight_only for w in stored):
         log.info("int4 weights: on a device activations are not rounded (W4A16)")
 
 
@@ -120,7 +119,7 @@ def load_weights(
     scheme: Scheme | None = None,
 ) -> None:
     """Fill ``model`` (on meta) from the checkpoint's ``*.safetensors``. ModelError lists all that is wrong."""
-    expected, parameters = slots(model, checkpoint.family.names), dict(model.named_parameters())
+    expected, parameters = destinations(model, checkpoint.family.names), dict(model.named_parameters())
     with ExitStack() as stack:
         files = [(path, stack.enter_context(open_file(path))) for path in weight_files(checkpoint.path)]
         needs = needs_of(expected, parameters, checkpoint.layouts)
@@ -148,12 +147,12 @@ def load_weights(
 
 
 def _read_slices(
-    parts: list[Plain | Coded], slices: list[tuple[int, int]]
+    parts: list[FloatPart | CodedPart], slices: list[tuple[int, int]]
 ) -> Iterator[tuple[int, int, torch.Tensor | Codes]]:
     """The rows of each slice of ``parts`` on top of each other; those that were read are released."""
-    from tuili.models.source import Source
+    from tuili.models.source import WeightSource
 
-    source = Source(parts)
+    source = WeightSource(parts)
     for start, end in slices:
         yield start, end, source.read(start, end)
         source.release(start, end)
@@ -197,7 +196,7 @@ def _room(
     return slices(len(plain), plain[:1].numel()), lambda start, rows: plain[start : start + len(rows)].copy_(rows)
 
 
-def _exact(scheme: Scheme | None, parts: list[Plain | Coded], name: str) -> Scheme | None:
+def _exact(scheme: Scheme | None, parts: list[FloatPart | CodedPart], name: str) -> Scheme | None:
     """``scheme``; with scales of float32 where float16 would change one of the files'."""
     if scheme is None or scheme.format != "int4":
         return scheme
@@ -217,18 +216,18 @@ def _brought(rows: torch.Tensor | Codes, place: Place) -> torch.Tensor | Codes:
 
 def _part(
     name: str, rows: int, parameter: torch.Tensor, scheme: Scheme | None, needs: Needs, found: Found, layouts: Layouts
-) -> Plain | Coded:
+) -> FloatPart | CodedPart:
     """The tensor called ``name`` in the files, or what the files hold in its stead."""
-    from tuili.models.source import Coded, Plain
+    from tuili.models.source import CodedPart, FloatPart
 
     layout, module = layout_of(name, layouts), name.removesuffix(".weight")
     if layout is None or scheme is None:
-        return Plain(_read(found[name]))
+        return FloatPart(_read(found[name]))
     into = parameter.shape[1]
     ends = layout.tensors(rows, into).keys() | {end for end in layout.optional if f"{module}.{end}" not in needs}
     files = {end: _read(found[f"{module}.{end}"]) for end in ends if f"{module}.{end}" in found}
     layout.check(module, files, rows, into)
-    return Coded(module, layout, files, scheme, rows, into)
+    return CodedPart(module, layout, files, scheme, rows, into)
 
 
 def _read(place: tuple[Any, str]) -> torch.Tensor:
@@ -243,7 +242,7 @@ def to_hf(model: Decoder, family: str | None = None) -> Iterator[tuple[str, torc
     Views of parameters; matrices that are stored in a format come as what they mean (of a rounded one: the rounded
     numbers), made one at a time. ``family`` is an architecture's name; by default the spec's own.
     """
-    for name, slot in slots(model, families.get(family or model.spec.family).names).items():
+    for name, slot in destinations(model, families.get(family or model.spec.family).names).items():
         path, kind = slot.parameter.rsplit(".", 1)
         module = model.get_submodule(path)
         stored = _stored(module) if kind == "weight" else None
@@ -257,15 +256,15 @@ def _stored(module: Any) -> Weight | None:
     return found
 
 
-def slots(model: Decoder, names: Names) -> dict[str, Slot]:
+def destinations(model: Decoder, names: Names) -> dict[str, Destination]:
     """Every tensor that a checkpoint of ``model`` has, by its name there, and where it goes: the table, walked."""
     modules = dict(model.named_modules())
-    walked: dict[str, Slot] = {}
+    walked: dict[str, Destination] = {}
     for theirs, ours, part in expand(names, model.spec.num_layers):
         module = modules.get(ours)
         for kind, length in _lengths(module):
             start, rows = _rows(module, part, length)
-            walked[f"{theirs}.{kind}"] = Slot(f"{ours}.{kind}", start, rows)
+            walked[f"{theirs}.{kind}"] = Destination(f"{ours}.{kind}", start, rows)
     uncovered = dict(model.named_parameters()).keys() - {slot.parameter for slot in walked.values()}
     assert not uncovered, f"the table of names leaves out {sorted(uncovered)}"
     return walked

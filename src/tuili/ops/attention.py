@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tuili.ops import samples
 from tuili.ops.kvcache import cached_keys, cached_values
 from tuili.ops.reference import ROW_TILE, rotate, softcap
+from tuili.ops.rounding import LARGEST
 from tuili.ops.table import Backend, op
 
 #: Keys per tile. Part of the meaning: another value gives other last bits.
@@ -23,8 +24,6 @@ KEY_TILE = 64
 QUERY_SLICE = 256
 #: Smallest step of int8 keys and values that is divided by: a head of zeros has step 0.
 TINY = torch.finfo(torch.float32).tiny
-#: Largest magnitude of a code.
-LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 @op(samples.write_kv)

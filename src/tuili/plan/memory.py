@@ -10,46 +10,42 @@ from tuili.base.hardware import Hardware
 from tuili.engine.captures import with_captures
 from tuili.engine.memory import kernels_of, memory_of
 from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
+from tuili.layers.kvspec import SCALED
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec, refuse_rounding_twice
-from tuili.quant.scheme import GROUPS, SCHEMES, Scheme
+from tuili.models.fields import DTYPES
+from tuili.quant.scheme import SCHEMES, Scheme, scheme_of
 
-WIDTHS = ("float32", "bfloat16", "float16", "int8", "fp8", "int4")
-KV_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8", "fp8")
+KV_DTYPES = ("auto", *DTYPES, *SCALED)
 
-
-@dataclass(frozen=True)
-class Width:
-    """How the numbers of a model are kept: ``dtype`` of activations, norms and biases; ``scheme`` of matrices, None for
-    the plain tensors of a checkpoint."""
-
-    name: str
-    dtype: str
-    scheme: Scheme | None = None
+#: How a model is kept: the dtype of activations, norms and biases, and the scheme of matrices (None: the plain tensors
+#: of a checkpoint).
+Kept = tuple[str, Scheme | None]
 
 
-def width_of(name: str, group: int = 32, symmetric: bool = True) -> Width:
-    """The width called ``name``; ``group``, ``symmetric`` are int4's. What is rounded has bfloat16 activations."""
-    if name not in WIDTHS:
-        raise ConfigError(f"unknown width {name!r}.{nearest(name, WIDTHS)}")
-    if name in ("int8", "fp8"):
-        return Width(name, "bfloat16", SCHEMES[name])
-    if name == "int4":
-        if group not in GROUPS:
-            raise ConfigError(f"int4 with group={group}: the group must be one of {GROUPS}")
-        kind = f"int4 g{group}" + ("" if symmetric else " zeros")
-        return Width(kind, "bfloat16", replace(SCHEMES["int4"], group=group, symmetric=symmetric))
-    return Width(name, name)
+def ways_to_keep(
+    spec: ModelSpec, names: str | None, default: str, group: int = 32, symmetric: bool = True
+) -> dict[str, Kept]:
+    """The ways called ``names``, between commas: dtypes and kinds of ``--quantization``, which go with bfloat16
+    activations; ``group``, ``symmetric`` are int4's. None: ``default``; of a checkpoint that is quantized already, as
+    it is, in its own dtype. ConfigError where ``names`` would round such a one again."""
+    found: dict[str, Kept] = {}
+    for name in (names or (spec.dtype if spec.rounded else default)).split(","):
+        dtype, scheme = _way(name.strip(), group, symmetric)
+        refuse_rounding_twice(scheme.format if scheme else "none", spec)
+        kind = dtype if scheme is None else str(scheme)
+        found[f"{spec.rounded.method} {kind}" if spec.rounded else kind] = dtype, scheme
+    return found
 
 
-def widths_of(spec: ModelSpec, names: str | None, default: str, group: int = 32, symmetric: bool = True) -> list[Width]:
-    """The widths called ``names``, between commas. None: ``default``; of a checkpoint that is quantized already, as it
-    is, in its own dtype. ConfigError where ``names`` would round such a one again."""
-    default = spec.dtype if spec.rounded else default
-    widths = [width_of(name.strip(), group, symmetric) for name in (names or default).split(",")]
-    for width in widths:
-        refuse_rounding_twice(width.scheme.format if width.scheme else "none", spec)
-    return [replace(width, name=f"{spec.rounded.method} {width.name}") for width in widths] if spec.rounded else widths
+def _way(name: str, group: int, symmetric: bool) -> Kept:
+    if name in DTYPES:
+        return name, None
+    known = (*DTYPES, *(kind for kind in SCHEMES if kind != "none"))
+    if name not in known:
+        raise ConfigError(f"unknown width {name!r}.{nearest(name, known)}")
+    scheme = SCHEMES[name]
+    return "bfloat16", replace(scheme_of(name, group), symmetric=symmetric) if scheme.group else scheme
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,8 @@ class MemoryPlan:
 
 def plan_memory(
     spec: ModelSpec,
-    width: Width,
+    name: str,
+    kept: Kept,
     hardware: Hardware,
     *,
     kv_dtype: str = "auto",
@@ -104,28 +101,29 @@ def plan_memory(
     block_size: int = 16,
 ) -> MemoryPlan:
     """The memory of ``concurrency`` requests of ``context`` tokens (None: the model's longest) on ``hardware``: on its
-    card, where it has one.
+    card, where it has one; of the model ``kept`` so, which is called ``name``.
 
     Raises ConfigError for what the model cannot do.
     """
     if kv_dtype not in KV_DTYPES:
         raise ConfigError(f"unknown KV dtype {kv_dtype!r}.{nearest(kv_dtype, KV_DTYPES)}")
-    kv_dtype = width.dtype if kv_dtype == "auto" else kv_dtype
+    dtype, scheme = kept
+    kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
     context = context or spec.max_model_len
     if not 0 < context <= spec.max_model_len:
         raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
     request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
     device = "cuda" if hardware.gpu else "cpu"
     tokens = max(concurrency, DEFAULT_BATCHED_TOKENS[device])
-    step = Config(dtype=width.dtype, device=device, max_num_seqs=concurrency, max_num_batched_tokens=tokens)
+    step = Config(dtype=dtype, device=device, max_num_seqs=concurrency, max_num_batched_tokens=tokens)
     memory = memory_of(with_captures(step), spec, hardware)
     return MemoryPlan(
-        width=width.name,
+        width=name,
         kv_dtype=kv_dtype,
         context=context,
         concurrency=concurrency,
         parameters=parameter_count(spec),
-        weights=weight_bytes(spec, width.dtype, width.scheme, kernels_of(step)),
+        weights=weight_bytes(spec, dtype, scheme, kernels_of(step)),
         kv_token=kv_bytes_per_position(spec, kv_dtype),
         kv_request=request,
         kv_window=step_kv_bytes(spec, [context], kv_dtype),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tuili.base.errors import ConfigError
 from tuili.layers.sizes import step_kv_bytes, step_products, step_weight_bytes
 from tuili.layers.spec import ModelSpec
-from tuili.plan.memory import Width
+from tuili.plan.memory import Kept
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,22 @@ class DecodeStep:
         return self.requests / self.seconds(bandwidth, peak)
 
 
-def decode_step(spec: ModelSpec, width: Width, contexts: Sequence[int], kv_dtype: str = "auto") -> DecodeStep:
+def decode_step(spec: ModelSpec, kept: Kept, contexts: Sequence[int], kv_dtype: str = "auto") -> DecodeStep:
     """The step that computes one token for a request at each of ``contexts`` (positions, the new one included)."""
-    kv_dtype = width.dtype if kv_dtype == "auto" else kv_dtype
+    dtype, scheme = kept
+    kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
     rows = len(contexts)
     return DecodeStep(
         requests=rows,
-        weights=step_weight_bytes(spec, width.dtype, width.scheme, rows),
+        weights=step_weight_bytes(spec, dtype, scheme, rows),
         kv=step_kv_bytes(spec, contexts, kv_dtype),
         operations=rows * step_products(spec),
     )
 
 
-def peak_kind(width: Width) -> str:
-    """The kind of products that ``width`` makes: integer weights are multiplied with int8 activations."""
-    if width.scheme is not None and width.scheme.format in ("int8", "int4"):
+def peak_kind(kept: Kept) -> str:
+    """The kind of products of a model ``kept`` so: where activations are rounded, integer weights times int8."""
+    dtype, scheme = kept
+    if scheme is not None and scheme.format in ("int8", "int4") and not scheme.weight_only:
         return "int8"
-    return "bfloat16" if width.dtype == "bfloat16" else "float32"
+    return "bfloat16" if dtype == "bfloat16" else "float32"

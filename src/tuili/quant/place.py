@@ -15,7 +15,7 @@ STAGED = 32 << 20
 
 
 class Place(Protocol):
-    """``packing``: in whose order weights are kept there ("cpu" or "triton", see ``scheme.packing_of``), and the
+    """``packing``: in whose order weights are kept there ("cpu" or "triton", see ``formats.format_of``), and the
     ``kernels`` that multiply them."""
 
     packing: str

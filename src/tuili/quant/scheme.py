@@ -34,6 +34,12 @@ class Scheme:
     wide_scales: bool = False
     table: str = ""
 
+    def __str__(self) -> str:
+        """As ``int4 g32 zeros``."""
+        size = f"{self.height}x{self.group}" if self.height > 1 else f"g{self.group}" if self.group else ""
+        parts = (self.format, size, "" if self.symmetric else "zeros", "weight-only" if self.weight_only else "")
+        return " ".join(part for part in parts if part)
+
     def of(self, module: str) -> Scheme:
         """The scheme of a decoder's matrix ``module``."""
         if not self.table or module not in TABLES:
@@ -51,18 +57,6 @@ SCHEMES = {
     "fp8": Scheme("fp8"),
     "fp8_weight_only": Scheme("fp8", weight_only=True),
 }
-NUMBERS = ("dense", "int8", "int4", "fp8")
-
-
-def packing_of(scheme: Scheme, kernels: str) -> str:
-    """The packing (a name of ``tuili.quant.formats``) of a matrix that ``kernels`` multiply: "cpu", the C++ ones, or
-    "triton". The one place that decides it. ConfigError for numbers that nothing packs."""
-    if scheme.format not in NUMBERS:
-        raise ConfigError(f"nothing stores weights of format {scheme.format!r}.{nearest(scheme.format, NUMBERS)}")
-    if kernels == "triton":
-        return {"dense": "plain", "int4": "int4_halves"}.get(scheme.format, "bytes")
-    grouped = scheme.group or not scheme.symmetric
-    return "bytes" if scheme.format == "fp8" or (scheme.format == "int8" and grouped) else scheme.format
 
 
 def scheme_of(quantization: str, group: int | None = None) -> Scheme:

@@ -1,19 +1,18 @@
-"""``Weight``: a matrix in a format, as layers hold it; and what a format must know."""
+"""``Weight``: a matrix in a format, as layers hold it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from functools import cached_property
 
 import torch
 
-from tuili.base.registry import Registry
 from tuili.ops import REFERENCE, Kernels
+from tuili.quant.formats import Tensors, WeightFormat, format_of, up
 from tuili.quant.place import Place
-from tuili.quant.scheme import Scheme, packing_of
+from tuili.quant.scheme import Scheme
 
-Tensors = dict[str, torch.Tensor]
 #: Elements that are stored at once: what is made on the way stays small, and in the cache.
 SLICE = 1 << 20
 
@@ -47,37 +46,6 @@ def slices(rows: int, width: int, multiple: int = 1) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-class WeightFormat(Protocol):
-    """One packing. It has no state: what it stores are the ``tensors`` of a ``Weight``."""
-
-    #: Rows that are stored together.
-    tile: ClassVar[int]
-
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        """Room for an [out, into] matrix of a model whose activations are ``dtype``."""
-
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        """Store ``rows`` [n, into] (floats) from row ``start`` on, rounded to nearest where the scheme rounds.
-
-        ``start`` is a multiple of ``weight.step``, and n too unless it ends the matrix.
-        """
-
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        """As ``fill``, of rows that are rounded already. Formats of floats have none."""
-
-    def dequant(self, weight: Weight) -> torch.Tensor:
-        """The meaning: the matrix [out, into] in the activations' dtype."""
-
-    def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The speed: ``x`` [rows, into] to [rows, out]."""
-
-    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        """Rows ``ids`` [n] of the matrix (an embedding's): [n, into]."""
-
-
-formats: Registry[type[WeightFormat]] = Registry("weight format", "tuili.quant.formats")
-
-
 @dataclass(frozen=True)
 class Weight:
     """An [out, into] matrix stored by ``scheme``, for activations of ``dtype``; ``kernels`` multiply it."""
@@ -93,8 +61,9 @@ class Weight:
     @staticmethod
     def empty(out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Weight:
         """Room for a matrix; ``fill`` brings it. ConfigError for an unknown format or one that the scheme misfits."""
-        format = formats.get(packing_of(scheme, place.packing))()
-        tensors = format.empty(out, into, scheme, dtype, place)
+        format = format_of(scheme, place.packing)
+        stored = format.tensors(out, into, scheme, str(dtype).removeprefix("torch."))
+        tensors = {name: place.empty(tensor.shape, getattr(torch, tensor.dtype)) for name, tensor in stored.items()}
         return Weight(scheme, format, tensors, out, into, dtype, place.kernels)
 
     @staticmethod
@@ -120,10 +89,23 @@ class Weight:
         count = len(rows.values if isinstance(rows, Codes) else rows)
         assert start % self.step == 0
         assert count % self.step == 0 or start + count == self.out
-        if isinstance(rows, Codes):
-            self.format.fill_codes(self, start, rows)
-        else:
-            self.format.fill(self, start, rows)
+        if isinstance(rows, torch.Tensor):
+            self.format.store(self, start, rows)
+            return
+        for name, packed in self.format.pack(rows, self.scheme).items():
+            self.part(name, start, count).copy_(packed)
+
+    def part(self, name: str, start: int, count: int) -> torch.Tensor:
+        """Of a tensor the entries of ``count`` rows from ``start`` on."""
+        lines = self._lines[name]
+        return self.tensors[name][start // lines : up(start + count, lines)]
+
+    @cached_property
+    def _lines(self) -> dict[str, int]:
+        """How many rows share an entry of each tensor."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        stored = self.format.tensors(self.out, self.into, self.scheme, dtype)
+        return {name: tensor.lines for name, tensor in stored.items()}
 
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self.format.matmul(self, x, bias)

@@ -1,85 +1,90 @@
-"""``create_app(engine, config)``: the routes, bound to one engine."""
+"""``create_app(engine, config)``: the ASGI app, its routes and what surrounds each: ids, CORS, errors, HTTP metrics."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from starlette.exceptions import HTTPException
-
-from tuili import __version__
 from tuili.base.config import Config
-from tuili.base.errors import TuiliError
-from tuili.server import errors, models, openapi, probes, schemas
-from tuili.server.body import read
-from tuili.server.chat import Chat
-from tuili.server.completions import Completions
-from tuili.server.http import Observe
+from tuili.base.errors import NotFoundError
+from tuili.server import chat, completions, models, openapi, probes
+from tuili.server.cors import Cors
+from tuili.server.errors import ClientGone, HTTPRequestError
+from tuili.server.http import Exchange, Message, Receive, Response, Send
 from tuili.server.metrics import Metrics
-from tuili.server.openapi import BODY_ERRORS, answers, takes
-from tuili.server.protocol import ChatRequest, CompletionRequest
-from tuili.server.service import Call, Service
-from tuili.server.stream import Answer, EventStream
+from tuili.server.routes import Route
+from tuili.server.service import Service
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
 
+METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"})
 
-def create_app(engine: TextEngine, config: Config) -> FastAPI:
-    """The ASGI app. ``config`` is resolved. ``app.state.service`` holds what the routes share."""
+
+def create_app(engine: TextEngine, config: Config) -> App:
+    """The ASGI app. ``config`` is resolved. ``app.service`` holds what the routes share."""
     metrics = Metrics(config, engine.model_name, engine.max_model_len, engine.snapshot)
     engine.on_step.append(metrics.steps.step)
     engine.on_finish.append(metrics.requests.finish)
-    service = Service(engine, config, metrics)
-    app = FastAPI(title="Tuili", version=__version__, description="OpenAI-compatible server of the Tuili engine.")
-    app.state.service = service
-    for routes in (generating(service), models.router(service), probes.router(service)):
-        app.include_router(routes)
-    app.add_exception_handler(TuiliError, _answer_error)
-    app.add_exception_handler(HTTPException, _answer_error)
-    app.add_middleware(Observe, metrics=metrics.frontend)
-    openapi.install(app)
-    return app
+    routes = (*chat.ROUTES, *completions.ROUTES, *models.ROUTES, *probes.ROUTES)
+    return App(Service(engine, config, metrics), (*routes, openapi.route(routes)))
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return errors.response(error)
+class App:
+    def __init__(self, service: Service, routes: tuple[Route, ...]):
+        self.service = service
+        self.cors = Cors(service.config)
+        self.routes: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            self.routes.setdefault(route.path, {})[route.method] = route
 
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"this app speaks HTTP only, not {scope['type']}")
+        exchange, path, began = Exchange(scope, receive, send), "none", time.monotonic()
+        try:
+            path = self.find(exchange)
+            answer = await self._answer(exchange, path)
+            if answer is not None:
+                await exchange.respond(answer)
+        except ClientGone:
+            exchange.status = 499
+        except Exception as error:
+            await exchange.fail(error)
+        finally:
+            method = exchange.method if exchange.method in METHODS else "OTHER"
+            seconds = time.monotonic() - began
+            self.service.metrics.frontend.http(path, method, exchange.status or 500, seconds)
 
-def generating(service: Service) -> APIRouter:
-    """The routes that generate text."""
-    routes = APIRouter(tags=["generate"])
-    failures = (*BODY_ERRORS, 500, 503)
+    def find(self, exchange: Exchange) -> str:
+        """The path of the routes that ``exchange`` asks for: a template, so that metrics have no series per client.
 
-    @routes.post(
-        "/v1/chat/completions",
-        responses=answers(schemas.ChatAnswer, *failures, stream=True),
-        openapi_extra=takes(ChatRequest),
-    )
-    async def chat_completions(request: Request) -> Response:
-        body = await read(request, ChatRequest, service.config.max_body_bytes)
-        return answer(service, body, await Chat.open(service, call(service, request, body), body))
+        NotFoundError for any other.
+        """
+        path = exchange.path if exchange.path == "/" else exchange.path.rstrip("/")
+        if path in self.routes:
+            return path
+        if path.startswith(models.PREFIX):  # a served name may be a directory or a hub id
+            exchange.rest = path.removeprefix(models.PREFIX)
+            return models.ONE
+        hint = "see /openapi.json for the routes"
+        if path.startswith("/v1/v1/"):
+            hint = "the base URL of the client ends in /v1, and the client adds another one"
+        raise NotFoundError(f"There is no {path[:200]!r} here; {hint}.")
 
-    @routes.post(
-        "/v1/completions",
-        responses=answers(schemas.CompletionAnswer, *failures, stream=True),
-        openapi_extra=takes(CompletionRequest),
-    )
-    async def completions(request: Request) -> Response:
-        body = await read(request, CompletionRequest, service.config.max_body_bytes)
-        return answer(service, body, await Completions.open(service, call(service, request, body), body))
-
-    return routes
-
-
-def call(service: Service, request: Request, body: ChatRequest | CompletionRequest) -> Call:
-    """NotFoundError for a model that is not served."""
-    id = body.request_id or request.scope["state"]["request_id"]
-    return Call(id, service.model(body.model), int(time.time()), service.engine.clock.now())
-
-
-def answer(service: Service, body: ChatRequest | CompletionRequest, work: Chat | Completions) -> Response:
-    if body.stream:
-        return EventStream(work.events(), service.flight)
-    return Answer(work.answer(), service.flight)
+    async def _answer(self, exchange: Exchange, path: str) -> Response | None:
+        routes = self.routes[path]
+        origin = exchange.headers.get(b"origin")
+        if origin is not None:
+            exchange.extra = self.cors.headers(origin)
+        allowed = sorted({*routes, "OPTIONS", *(["HEAD"] if "GET" in routes else ())})
+        if exchange.method == "OPTIONS":
+            return self.cors.options(exchange.headers, allowed)
+        route = routes.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if route is None:
+            raise HTTPRequestError(
+                f"{path} takes {' and '.join(routes)}, not {exchange.method[:20]}",
+                405,
+                {b"allow": ", ".join(allowed).encode()},
+            )
+        return await route.handler(self.service, exchange)

@@ -8,13 +8,17 @@ from typing import Any
 
 from tuili.base.errors import RequestError
 from tuili.engine.outputs import Choice, Delta, TokenLogprob
+from tuili.server import schemas
+from tuili.server.body import read
 from tuili.server.generation import Generation
+from tuili.server.http import Exchange, Response
 from tuili.server.logprobs import chat_logprobs, prompt_logprobs
 from tuili.server.prompts import encode_chat, opens_answer
 from tuili.server.protocol import ChatRequest
+from tuili.server.routes import BODY_ERRORS, Route
 from tuili.server.sampling import asked, called, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
-from tuili.server.wire import event
+from tuili.server.wire import Envelopes, event
 
 
 class Chat:
@@ -82,8 +86,14 @@ class Chat:
         self.head["object"] = "chat.completion.chunk"
         running_usage = include_usage and bool(options and options.continuous_usage_stats)
         opened: set[int] = set()
+        whole = running_usage or self.request.logprobs or self.request.return_token_ids
+        envelopes = Envelopes(lambda index: {**self.head, "choices": [_text_choice(index, Envelopes.GAP)]})
         async with aclosing(self.generation.deltas()) as deltas:
             async for index, delta in deltas:
+                if not whole and index in opened and delta.finish_reason is None:
+                    if delta.text:
+                        yield envelopes.event(index, delta.text)
+                    continue
                 for choice in self._chunks(index, delta, index not in opened):
                     chunk = {**self.head, "choices": [choice]}
                     if self.request.return_token_ids and not opened:
@@ -100,11 +110,10 @@ class Chat:
             opening = {"role": self.role, "content": ""}
             yield {"index": index, "delta": opening, "logprobs": None, "finish_reason": None}
             if self.prefix:
-                yield {"index": index, "delta": {"content": self.prefix}, "logprobs": None, "finish_reason": None}
+                yield _text_choice(index, self.prefix)
         extras = delta.token_ids and (self.request.logprobs or self.request.return_token_ids)
         if delta.text or extras:
-            logprobs = self._logprobs(delta.logprobs or ())
-            chunk = {"index": index, "delta": {"content": delta.text}, "logprobs": logprobs, "finish_reason": None}
+            chunk = _text_choice(index, delta.text) | {"logprobs": self._logprobs(delta.logprobs or ())}
             if self.request.return_token_ids:
                 chunk["token_ids"] = list(delta.token_ids)
             yield chunk
@@ -116,6 +125,10 @@ class Chat:
         if not self.request.logprobs:
             return None
         return chat_logprobs(entries, bool(self.request.return_tokens_as_token_ids))
+
+
+def _text_choice(index: int, text: str) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
 
 
 def echoed(request: ChatRequest, role: str) -> str:
@@ -147,3 +160,22 @@ def check_tools(request: ChatRequest) -> None:
         raise RequestError("tool_choice needs tools", "tool_choice")
     if request.tools and request.tool_choice is None:
         raise RequestError('tools are not supported by this server yet; use tool_choice "none"', "tools")
+
+
+async def chat_completions(service: Service, exchange: Exchange) -> Response | None:
+    request = await read(service, exchange, ChatRequest)
+    work = await Chat.open(service, service.call(exchange, request), request)
+    return await service.answer(exchange, work, request.stream)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        chat_completions,
+        schemas.ChatAnswer,
+        ChatRequest,
+        (*BODY_ERRORS, 500, 503),
+        streams=True,
+    ),
+)

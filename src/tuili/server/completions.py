@@ -11,12 +11,16 @@ from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
 from tuili.engine.admission import Admitted
 from tuili.engine.outputs import Choice, Delta
+from tuili.server import schemas
+from tuili.server.body import read
 from tuili.server.generation import Generation
+from tuili.server.http import Exchange, Response
 from tuili.server.logprobs import CompletionLogprobs, Offsets, joined, prompt_logprobs
 from tuili.server.protocol import CompletionRequest
+from tuili.server.routes import BODY_ERRORS, Route
 from tuili.server.sampling import asked, check_choices, check_control, sampling_params, truncated
 from tuili.server.service import Call, Service
-from tuili.server.wire import event
+from tuili.server.wire import Envelopes, event
 
 #: Default of max_tokens, as in OpenAI's and vLLM's API.
 MAX_TOKENS = 16
@@ -70,8 +74,14 @@ class Completions:
         options = self.request.stream_options
         include_usage = bool(options and options.include_usage)
         running_usage = include_usage and bool(options and options.continuous_usage_stats)
+        whole = running_usage or self.request.logprobs is not None or self.request.return_token_ids
+        envelopes = Envelopes(lambda index: {**self.head, "choices": [_text_choice(index, Envelopes.GAP)]})
         async with aclosing(self._deltas()) as deltas:
             async for index, delta in deltas:
+                if not whole and self.writers[index].opened and delta.finish_reason is None:
+                    if delta.text:
+                        yield envelopes.event(index, delta.text)
+                    continue
                 choice = self.writers[index].chunk(index, delta)
                 if choice is None:
                     continue
@@ -82,13 +92,14 @@ class Completions:
         if include_usage:
             yield event({**self.head, "choices": [], "usage": self.generation.usage()})
 
-    async def _deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """As they come; with echoed logprobs all choices of a prompt wait for the first one, which has them."""
-        n = self.prompts[0][1].params.n
+    def _deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         scored = self.request.echo and self.request.logprobs is not None
-        waiting: dict[int, list[tuple[int, Delta]]] = (
-            {prompt: [] for prompt in range(len(self.prompts))} if scored else {}
-        )
+        return self._scored_deltas() if scored else self.generation.deltas()
+
+    async def _scored_deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        """With echoed logprobs all choices of a prompt wait for the first one, which has them."""
+        n = self.prompts[0][1].params.n
+        waiting: dict[int, list[tuple[int, Delta]]] = {prompt: [] for prompt in range(len(self.prompts))}
         async with aclosing(self.generation.deltas()) as deltas:
             async for index, delta in deltas:
                 prompt = index // n
@@ -102,6 +113,10 @@ class Completions:
                     yield index, delta
                     for held in waiting.pop(prompt):
                         yield held
+
+
+def _text_choice(index: int, text: str) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": None, "stop_reason": None}
 
 
 class Writer:
@@ -150,13 +165,8 @@ class Writer:
             )
             logprobs = self.logprobs.piece(entries)
             logprobs = joined(opening, logprobs) if opening else logprobs
-        piece = {
-            "index": index,
-            "text": self.echo + text if first else text,
-            "logprobs": logprobs,
-            "finish_reason": finish,
-            "stop_reason": stop,
-        }
+        piece = _text_choice(index, self.echo + text if first else text)
+        piece |= {"logprobs": logprobs, "finish_reason": finish, "stop_reason": stop}
         if self.request.return_token_ids:
             piece["token_ids"] = token_ids
             piece["prompt_token_ids"] = self.job.ids if first else None
@@ -210,3 +220,22 @@ def echoed(request: CompletionRequest, service: Service, job: Admitted, text: st
     if not request.echo:
         return ""
     return service.engine.tokenizer.decode(job.ids, job.params.skip_special_tokens) if text is None else text
+
+
+async def completions(service: Service, exchange: Exchange) -> Response | None:
+    request = await read(service, exchange, CompletionRequest)
+    work = await Completions.open(service, service.call(exchange, request), request)
+    return await service.answer(exchange, work, request.stream)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        schemas.CompletionAnswer,
+        CompletionRequest,
+        (*BODY_ERRORS, 500, 503),
+        streams=True,
+    ),
+)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi.responses import Response
-from starlette.exceptions import HTTPException
-
 from tuili.base.errors import EngineDead, OverloadedError, RequestError, RequestFailed
-from tuili.server.wire import dumps
 
 log = logging.getLogger(__name__)
+Headers = tuple[tuple[bytes, bytes], ...]
 
 TYPES = {
     400: "BadRequestError",
@@ -21,17 +19,19 @@ TYPES = {
     408: "RequestTimeoutError",
     413: "RequestTooLargeError",
     415: "UnsupportedMediaTypeError",
+    431: "RequestTooLargeError",
     500: "InternalServerError",
     503: "ServiceUnavailableError",
 }
 
 
 class HTTPRequestError(RequestError):
-    """A request that is wrong at the level of HTTP: too large (413), of another media type (415), too slow (408)."""
+    """A request that is wrong at the level of HTTP: method (405), too large (413), of another media type (415)."""
 
-    def __init__(self, message: str, status: int):
+    def __init__(self, message: str, status: int, headers: Mapping[bytes, bytes] | None = None):
         super().__init__(message)
         self.status = status
+        self.headers = tuple((headers or {}).items())
 
 
 class ShuttingDown(OverloadedError):
@@ -49,22 +49,19 @@ def body(message: str, status: int, param: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": TYPES.get(status, "APIError"), "param": param, "code": status}}
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+def describe(error: Exception) -> tuple[int, dict[str, Any], Headers]:
     """Status, JSON body and extra headers of an error. What was not raised on purpose is logged with its traceback."""
     if isinstance(error, RequestError):
-        return error.status, body(str(error), error.status, error.param), {}
+        return error.status, body(str(error), error.status, error.param), getattr(error, "headers", ())
     if isinstance(error, OverloadedError):
-        return 503, body(str(error), 503), {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+        return 503, body(str(error), 503), _retry_after(error.retry_after)
     if isinstance(error, EngineDead):
-        return 503, body(str(error), 503), {"Retry-After": "30"}
-    if isinstance(error, HTTPException):
-        return error.status_code, body(str(error.detail), error.status_code), dict(error.headers or {})
+        return 503, body(str(error), 503), _retry_after(30)
     if isinstance(error, RequestFailed):
-        return 500, body(str(error), 500), {}
+        return 500, body(str(error), 500), ()
     log.error("unexpected %s in a handler", type(error).__name__, exc_info=error)
-    return 500, body(f"internal error ({type(error).__name__}); the server's log has the details", 500), {}
+    return 500, body(f"internal error ({type(error).__name__}); the server's log has the details", 500), ()
 
 
-def response(error: Exception) -> Response:
-    status, content, headers = describe(error)
-    return Response(dumps(content), status, headers, media_type="application/json")
+def _retry_after(seconds: float) -> Headers:
+    return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)

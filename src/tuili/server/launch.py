@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import logging
+import resource
 import shlex
 import signal
 import socket
@@ -24,14 +26,16 @@ import uvicorn
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError, EngineDead, RequestError
 from tuili.base.log import get
-from tuili.server.app import create_app
-from tuili.server.service import Service
+from tuili.server.app import App, create_app
+from tuili.server.connections import check_all, protocol
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
 
 log = get(__name__)
 Progress = Callable[[str, int, int], None]
+#: Files that the process needs beside its connections: weights, sockets, logs.
+OWN_FILES = 128
 PROMPT = "Tell a bedtime story about a brave little fox."
 
 
@@ -54,10 +58,11 @@ def run(
             engine.close()
 
 
-def serve(engine: TextEngine, sock: socket.socket) -> None:
+def serve(engine: TextEngine, sock: socket.socket, http: str = "auto") -> None:
     """Serve ``engine`` on a bound socket. Raises EngineDead when it dies, ConfigError when the port was lost."""
-    app = create_app(engine, engine.config)
-    server = Server(app.state.service, uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    server = Server(create_app(engine, engine.config), http)
+    gc.collect()
+    gc.freeze()  # modules and weights stay: without them a full collection takes a millisecond instead of a hundred
     uvicorn_log = logging.getLogger("uvicorn")
     uvicorn_log.handlers[:] = logging.getLogger("tuili").handlers
     uvicorn_log.setLevel(logging.WARNING)
@@ -75,11 +80,25 @@ def serve(engine: TextEngine, sock: socket.socket) -> None:
 class Server(uvicorn.Server):
     """uvicorn that says when it is ready, ends when the engine dies, and gives requests a limited time to end."""
 
-    def __init__(self, service: Service, config: uvicorn.Config):
-        seconds = service.config.shutdown_seconds
-        config.timeout_graceful_shutdown = int(seconds) + 5  # for connections that are no generation
-        super().__init__(config)
-        self.service = service
+    def __init__(self, app: App, http: str = "auto"):
+        self.service = app.service
+        config = self.service.config
+        connections = open_files(config.limit_concurrency)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol(http, config, connections),  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=config.timeout_keep_alive,  # type: ignore[arg-type]
+                h11_max_incomplete_event_size=config.h11_max_incomplete_event_size,
+                timeout_graceful_shutdown=int(config.shutdown_seconds) + 5,  # for connections that are no generation
+            )
+        )
         self.engine_died = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -90,6 +109,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self.engine_died = not self.service.engine.healthy()
+        check_all(self.server_state.connections, asyncio.get_running_loop().time())
         return await super().on_tick(counter) or self.engine_died
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -118,6 +138,18 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def open_files(connections: int) -> int:
+    """Let the process open files for so many connections and its own; how many connections that allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OWN_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < wanted:
+        log.warning("the limit of open files (ulimit -n) allows %d connections, not %d", soft - OWN_FILES, connections)
+    return max(1, min(connections, soft - OWN_FILES))
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet. ConfigError: who holds the port, or what is wrong with the address."""
     try:
@@ -126,6 +158,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host!r} is no address: {error}") from error
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: hosts that vanish are noticed
     try:
         sock.bind(address)
     except OSError as error:

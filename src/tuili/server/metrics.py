@@ -2,17 +2,21 @@
 
 All are views of three records: ``StepStats`` (one per step), ``Finished`` (one per engine request: n choices make n),
 and the deltas as the frontend gives them out (inter-token latency, generated tokens: known before a request ends).
-Gauges and totals of the engine are read from its snapshot at each scrape. One registry per app; safe from any thread.
+Gauges and totals of the engine are read from its snapshot at each scrape. One registry per app.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client import generate_latest as _text
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from tuili.base.clock import Clock
 from tuili.base.config import Config
@@ -55,6 +59,69 @@ def one_two_five(limit: int) -> tuple[int, ...]:
     return tuple(values)
 
 
+class Count:
+    """A counter's value. One thread counts, any may read; so with ``Spread``: prometheus_client's own take a lock and
+    several calls for each observation, which is half of what a streamed token costs the server."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        self.value += amount
+
+
+class Spread:
+    """A histogram's counts by bucket, and the sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]):
+        self.bounds = tuple(map(float, bounds))
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds and how many were not above, as Prometheus wants them."""
+        return list(zip(map(floatToGoString, (*self.bounds, math.inf)), accumulate(self.counts), strict=True))
+
+
+V = TypeVar("V", Count, Spread)
+
+
+class Family(Generic[V]):
+    """One metric with its labels: a value for each combination that occurred. A prometheus collector."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, help: str, labels: Sequence[str], make: Callable[[], V]):
+        self.name, self.help, self.labels = name, help, labels
+        self.make = make
+        self.values: dict[tuple[str, ...], V] = {}
+        registry.register(self)
+
+    def of(self, *labels: str) -> V:
+        found = self.values.get(labels)
+        if found is None:
+            found = self.values[labels] = self.make()
+        return found
+
+    def collect(self) -> Iterator[Metric]:
+        histogram = isinstance(self.make(), Spread)
+        family: Any = (HistogramMetricFamily if histogram else CounterMetricFamily)(
+            self.name, self.help, labels=self.labels
+        )
+        for labels, value in list(self.values.items()):
+            if isinstance(value, Spread):
+                family.add_metric(labels, value.buckets(), value.sum)
+            else:
+                family.add_metric(labels, value.value)
+        yield family
+
+
 class Labelled:
     """Makes metrics with the two labels that vLLM gives to all, ``model_name`` and ``engine``, bound at once."""
 
@@ -64,19 +131,18 @@ class Labelled:
         self.registry = registry
         self.values = values
 
-    def counter(self, name: str, help: str) -> Counter:
-        return Counter(name, help, self.names, registry=self.registry).labels(*self.values)
+    def counter(self, name: str, help: str) -> Count:
+        return Family(self.registry, name, help, self.names, Count).of(*self.values)
 
-    def counters(self, name: str, help: str, label: str, known: Iterable[str] = ()) -> Callable[[str], Counter]:
+    def counters(self, name: str, help: str, label: str, known: Iterable[str] = ()) -> Callable[[str], Count]:
         """A counter with one more label; ``known`` values show from the start, with 0."""
-        family = Counter(name, help, (*self.names, label), registry=self.registry)
+        family = Family(self.registry, name, help, (*self.names, label), Count)
         for value in known:
-            family.labels(*self.values, value)
-        return lambda value: family.labels(*self.values, value)
+            family.of(*self.values, value)
+        return lambda value: family.of(*self.values, value)
 
-    def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Histogram:
-        family = Histogram(name, help, self.names, registry=self.registry, buckets=buckets)
-        return family.labels(*self.values)
+    def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Spread:
+        return Family(self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
 
 
 class RequestMetrics:
@@ -185,20 +251,21 @@ class FrontendMetrics:
         self.rejections = make.counters(
             "vllm:admission_rejections", "Requests refused because the server is full.", "reason", ("queue_full",)
         )
-        self.http_requests = Counter(
-            "http_requests", "HTTP requests by route.", ("handler", "method", "status"), registry=make.registry
+        labels = ("handler", "method")
+        self.http_requests = Family(
+            make.registry, "http_requests", "HTTP requests by route.", (*labels, "status"), Count
         )
-        self.http_seconds = Histogram(
+        self.http_seconds = Family(
+            make.registry,
             "http_request_duration_seconds",
             "Until the last byte of the answer.",
-            ("handler", "method"),
-            registry=make.registry,
-            buckets=HTTP,
+            labels,
+            lambda: Spread(HTTP),
         )
 
     def http(self, handler: str, method: str, status: int, seconds: float) -> None:
-        self.http_requests.labels(handler, method, f"{status // 100}xx").inc()
-        self.http_seconds.labels(handler, method).observe(seconds)
+        self.http_requests.of(handler, method, f"{status // 100}xx").inc()
+        self.http_seconds.of(handler, method).observe(seconds)
 
 
 class Prompt(Protocol):

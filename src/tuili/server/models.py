@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-
 from tuili.base.errors import RequestError
 from tuili.server import schemas
 from tuili.server.body import read
-from tuili.server.openapi import BODY_ERRORS, answers, takes
-from tuili.server.probes import as_json
+from tuili.server.http import Exchange, Response, as_json
 from tuili.server.prompts import encode_chat
 from tuili.server.protocol import DetokenizeRequest, TokenizeRequest
+from tuili.server.routes import BODY_ERRORS, Route
 from tuili.server.service import Service
 
 
@@ -42,7 +40,7 @@ def card(service: Service) -> dict[str, Any]:
     }
 
 
-async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]:
+async def tokens(service: Service, request: TokenizeRequest) -> dict[str, Any]:
     service.model(request.model)
     engine = service.engine
     if (request.prompt is None) == (request.messages is None):
@@ -55,7 +53,7 @@ async def tokenize(service: Service, request: TokenizeRequest) -> dict[str, Any]
     return {"count": len(ids), "max_model_len": engine.max_model_len, "tokens": ids, "token_strs": strings}
 
 
-def detokenize(service: Service, request: DetokenizeRequest) -> dict[str, Any]:
+def text(service: Service, request: DetokenizeRequest) -> dict[str, Any]:
     service.model(request.model)
     tokenizer = service.engine.tokenizer
     wrong = next((id for id in request.tokens if id >= tokenizer.vocab_size), None)
@@ -64,30 +62,28 @@ def detokenize(service: Service, request: DetokenizeRequest) -> dict[str, Any]:
     return {"prompt": tokenizer.decode(request.tokens, skip_special_tokens=False)}
 
 
-def router(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["models"])
-    limit = service.config.max_body_bytes
+async def list_models(service: Service, exchange: Exchange) -> Response:
+    return as_json({"object": "list", "data": [card(service)]})
 
-    @routes.get("/v1/models", responses=answers(schemas.ModelsAnswer))
-    async def models() -> Response:
-        return as_json({"object": "list", "data": [card(service)]})
 
-    # ":path", because a served name may be a directory or a hub id
-    @routes.get("/v1/models/{model:path}", responses=answers(schemas.ModelAnswer, 404))
-    async def model(model: str) -> Response:
-        service.model(model)
-        return as_json(card(service))
+async def show_model(service: Service, exchange: Exchange) -> Response:
+    service.model(exchange.rest)
+    return as_json(card(service))
 
-    @routes.post(
-        "/tokenize", responses=answers(schemas.TokenizeAnswer, *BODY_ERRORS), openapi_extra=takes(TokenizeRequest)
-    )
-    async def tokenize_(request: Request) -> Response:
-        return as_json(await tokenize(service, await read(request, TokenizeRequest, limit)))
 
-    @routes.post(
-        "/detokenize", responses=answers(schemas.DetokenizeAnswer, *BODY_ERRORS), openapi_extra=takes(DetokenizeRequest)
-    )
-    async def detokenize_(request: Request) -> Response:
-        return as_json(detokenize(service, await read(request, DetokenizeRequest, limit)))
+async def tokenize(service: Service, exchange: Exchange) -> Response:
+    return as_json(await tokens(service, await read(service, exchange, TokenizeRequest)))
 
-    return routes
+
+async def detokenize(service: Service, exchange: Exchange) -> Response:
+    return as_json(text(service, await read(service, exchange, DetokenizeRequest)))
+
+
+PREFIX = "/v1/models/"
+ONE = PREFIX + "{model}"
+ROUTES = (
+    Route("GET", "/v1/models", list_models, schemas.ModelsAnswer),
+    Route("GET", ONE, show_model, schemas.ModelAnswer, errors=(404,)),
+    Route("POST", "/tokenize", tokenize, schemas.TokenizeAnswer, TokenizeRequest, BODY_ERRORS),
+    Route("POST", "/detokenize", detokenize, schemas.DetokenizeAnswer, DetokenizeRequest, BODY_ERRORS),
+)

@@ -1,35 +1,26 @@
-"""The OpenAPI document: bodies and answers as they are, errors included.
-
-Bodies are parsed by ``body.read`` and not by FastAPI, so their schemas are put here.
-"""
+"""The OpenAPI document, made from the routes: bodies and answers as they are, errors included."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from tuili.server import protocol
+from tuili import __version__
+from tuili.server.http import Exchange, Response, as_json
+from tuili.server.routes import Route
 from tuili.server.schemas import ErrorAnswer
+from tuili.server.service import Service
 
-BODIES: tuple[type[BaseModel], ...] = (
-    protocol.ChatRequest,
-    protocol.CompletionRequest,
-    protocol.TokenizeRequest,
-    protocol.DetokenizeRequest,
-)
-#: Statuses of a route that takes a body.
-BODY_ERRORS = (400, 404, 408, 413, 415)
 #: One server-sent event.
 EVENT = {
     "type": "object",
     "required": ["data"],
     "properties": {"data": {"type": "string", "description": "A chunk or an error as JSON on one line; [DONE] last."}},
 }
-REF = "#/components/schemas/{model}"
 MEANING = {
     400: "The request is wrong; `param` names the field.",
     404: "No such model.",
@@ -39,46 +30,72 @@ MEANING = {
     500: "The request failed.",
     503: "The server is full, stops, or its engine is dead; see `Retry-After`.",
 }
+Mode = Literal["validation", "serialization"]
+Refs = Mapping[Any, dict[str, Any]]
 
 
-def answers(model: type[BaseModel] | None, *statuses: int, stream: bool = False) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of a route: ``model`` as JSON (None: an empty body) or events, and errors in their one shape."""
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer, "description": MEANING[status]} for status in statuses
+def route(routes: Sequence[Route]) -> Route:
+    """``GET /openapi.json``."""
+
+    @functools.cache
+    def written() -> Response:
+        return as_json(document(routes))
+
+    async def answer(service: Service, exchange: Exchange) -> Response:
+        return written()
+
+    return Route("GET", "/openapi.json", answer)
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    models: list[tuple[type[BaseModel], Mode]] = [(ErrorAnswer, "serialization")]
+    models += [(route.takes, "validation") for route in routes if route.takes]
+    models += [(route.gives, "serialization") for route in routes if isinstance(route.gives, type)]
+    refs, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tuili",
+            "description": "OpenAI-compatible server of the Tuili engine.",
+            "version": __version__,
+        },
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
     }
-    if model is not None:
-        found[200] = {"model": model}
-        if stream:
-            found[200]["content"] = {"text/event-stream": {"schema": EVENT}}
-            found[200]["description"] = "With `stream`: server-sent events, the last is `[DONE]`."
+
+
+def _operation(route: Route, refs: Refs) -> dict[str, Any]:
+    name = route.handler.__name__
+    error = {"application/json": {"schema": refs[ErrorAnswer, "serialization"]}}
+    responses = {str(status): {"description": MEANING[status], "content": error} for status in route.errors}
+    found: dict[str, Any] = {
+        "operationId": f"{name}_{route.method.lower()}",
+        "summary": name.replace("_", " ").capitalize(),
+        "responses": {"200": _good(route, refs), **responses},
+    }
+    if route.handler.__doc__:
+        found["description"] = route.handler.__doc__
+    if route.takes:
+        content = {"application/json": {"schema": refs[route.takes, "validation"]}}
+        found["requestBody"] = {"required": True, "content": content}
+    if "{" in route.path:
+        parameter = route.path.partition("{")[2].rstrip("}")
+        found["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
     return found
 
 
-def takes(model: type[BaseModel]) -> dict[str, Any]:
-    """``openapi_extra`` of a route with a JSON body."""
-    schema = {"$ref": REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def install(app: FastAPI) -> None:
-    """Make ``app.openapi`` add the bodies' schemas, and drop the 422 that no route gives."""
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = build(app)
-        return app.openapi_schema
-
-    app.openapi = document  # type: ignore[method-assign]
-
-
-def build(app: FastAPI) -> dict[str, Any]:
-    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, definitions = models_json_schema([(model, "validation") for model in BODIES], ref_template=REF)
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    for unused in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(unused, None)
-    schemas.update(definitions["$defs"])
-    for path in found["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    return found
+def _good(route: Route, refs: Refs) -> dict[str, Any]:
+    if route.gives is None:
+        return {"description": "No body."}
+    if isinstance(route.gives, str):
+        return {"description": "Text.", "content": {route.gives: {"schema": {"type": "string"}}}}
+    content: dict[str, Any] = {"application/json": {"schema": refs[route.gives, "serialization"]}}
+    if route.streams:
+        content["text/event-stream"] = {"schema": EVENT}
+    return {
+        "description": "With `stream`: server-sent events, the last is `[DONE]`." if route.streams else "The answer.",
+        "content": content,
+    }

@@ -59,7 +59,8 @@ async def encode_chat(
     def encode() -> list[int]:
         return engine.encode_chat([plain_message(message) for message in request.messages or ()], **options)
 
-    if request.chat_template is None and sum(map(_size, request.messages or ())) <= LONG_TEXT:
+    plain = not (request.chat_template or options["tools"] or options["documents"])
+    if plain and sum(map(_size, request.messages or ())) <= LONG_TEXT:
         return encode()
     return await asyncio.to_thread(encode)
 

@@ -7,10 +7,12 @@ Ranges of sampling values are checked once, by ``SamplingParams``. Fields of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from tuili.base.errors import RequestError
 
@@ -20,10 +22,39 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _all_whole(value: Any) -> Any:
-    if isinstance(value, list) and any(type(item) is float for item in value):
-        return [_whole(item) for item in value]
-    return value
+def _ids(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Token ids, looked at in C: prompts of hundreds of thousands are possible."""
+    if not isinstance(value, list):
+        return check(value)
+    found: list[int] = []
+    for start in range(0, len(value), _PART):
+        part = value[start : start + _PART]
+        kinds: set[type] = set(map(type, part))
+        if kinds == {int, float} or kinds == {float}:  # JSON knows one kind of number
+            whole = list(map(int, part))
+            if whole == part:
+                part, kinds = whole, {int}
+        if kinds != {int} or min(part) < 0 or max(part) >= ID_LIMIT:
+            place = start + next(at for at, id in enumerate(part) if type(id) is not int or not 0 <= id < ID_LIMIT)
+            raise PydanticCustomError("item", "Token ids are integers from 0 to 2147483647", {"item": [place]})
+        found += part
+    return found
+
+
+def _biases(value: Any, check: Callable[[Any], Any]) -> Any:
+    """The first bias that is no number, instead of a fault for each of many."""
+    if isinstance(value, dict) and not set(map(type, value.values())) <= {int, float}:
+        key = next(key for key, bias in value.items() if type(bias) not in (int, float))
+        raise PydanticCustomError("item", "Input should be a valid number", {"item": [key]})
+    return check(value)
+
+
+def _prompt_kind(value: Any) -> str:
+    """The one member of the union that may fit, so that a fault is told once and of the right item."""
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else None
+    return "texts" if isinstance(first, str) else "lists of ids" if isinstance(first, list) else "ids"
 
 
 def _range(low: float | None = None, high: float | None = None, help: str | None = None, **more: Any) -> Any:
@@ -48,18 +79,46 @@ def _later(*neutral: Any) -> Any:
     return Field(None, description=help, json_schema_extra={"enum": [None, *neutral]})
 
 
+T = TypeVar("T")
+ID_LIMIT = 2**31
+_PART = 4096
+#: Messages of a chat, and parts of a message.
+MAX_MESSAGES = 8192
 Integer = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], BeforeValidator(_all_whole)]
+#: The first fault of a list ends the search: a list of a client may have a hundred thousand.
+List = Annotated[list[T], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=ID_LIMIT)]], WrapValidator(_ids)]
 Word = Annotated[str, Field(json_schema_extra={"minLength": 1})]
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[List[str], Tag("texts")]
+    | Annotated[List[TokenIds], Tag("lists of ids")],
+    Discriminator(_prompt_kind),
+]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def unknown(model: BaseModel) -> list[str]:
-    """Names of the fields that the API does not know."""
-    return list(model.model_extra or {})
+def unknown(model: BaseModel, limit: int) -> tuple[list[str], list[str]]:
+    """Paths of fields that the API does not know, at most ``limit`` of each kind: those that are ignored, and those of
+    messages, which the chat template may see. null asks for nothing."""
+    ignored = [key for key, value in (model.model_extra or {}).items() if value is not None]
+    if isinstance(model, Control) and model.stream_options is not None:
+        ignored += _extras(model.stream_options, "stream_options")
+    passed_on: list[str] = []
+    for place, message in enumerate(model.messages or () if isinstance(model, (ChatRequest, TokenizeRequest)) else ()):
+        passed_on += _extras(message, f"messages.{place}")
+        if not isinstance(message.content, str):
+            for number, part in enumerate(message.content or ()):
+                passed_on += _extras(part, f"messages.{place}.content.{number}")
+    return ignored[:limit], passed_on[:limit]
+
+
+def _extras(model: BaseModel, path: str) -> list[str]:
+    return [f"{path}.{key}" for key, value in (model.model_extra or {}).items() if value is not None]
 
 
 class StreamOptions(Strict):
@@ -80,18 +139,18 @@ class Sampling(Strict):
     presence_penalty: float | None = _range(-2, 2)
     frequency_penalty: float | None = _range(-2, 2)
     seed: Integer | None = None
-    stop: Word | list[Word] | None = None
+    stop: Word | List[Word] | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Integer | None = _range(0)
-    logit_bias: dict[str, float] | None = _range(
+    logit_bias: Annotated[dict[str, float], WrapValidator(_biases)] | None = _range(
         help="Token id as a string: bias in [-100, 100].",
         propertyNames={"pattern": "^[0-9]{1,9}$"},
         additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
     )
     allowed_token_ids: TokenIds | None = _range(minItems=1)
-    bad_words: list[Word] | None = None
+    bad_words: List[Word] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     prompt_logprobs: Integer | None = _range(-1, None, "Top logprobs per prompt token; not with stream.")
@@ -134,8 +193,9 @@ class Unserved(Strict):
 
         400 and not 501, because clients (openai-python among them) send a request again after any 5xx.
         """
-        for name, neutral in self.unserved().items():
-            value = getattr(self, name)
+        known = self.unserved()
+        for name in known.keys() & self.model_fields_set:
+            value, neutral = getattr(self, name), known[name]
             if not any(type(value) is type(item) and value == item for item in neutral):
                 raise RequestError(f"{name} is not supported by this server yet; leave it out", name)
 
@@ -176,24 +236,27 @@ class TextPart(Strict):
     refusal: str | None = None
 
 
+Parts = Annotated[List[TextPart], Field(max_length=MAX_MESSAGES)]
+
+
 class PlainMessage(Strict):
     role: Literal["system", "developer", "user"]
-    content: str | list[TextPart]
+    content: str | Parts
     name: str | None = None
 
 
 class AssistantMessage(Strict):
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Parts | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = Field(None, description="Other name of reasoning.")
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: List[dict[str, Any]] | None = None
 
 
 class ToolMessage(Strict):
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: str | Parts
     tool_call_id: str
 
 
@@ -203,15 +266,15 @@ Message = Annotated[PlainMessage | AssistantMessage | ToolMessage, Field(discrim
 class ChatRequest(Sampling, Control, TemplateFields, Unserved):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: List[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: Integer | None = _range(1, None, "Left out: to the end of the context.")
     max_tokens: Integer | None = _range(1, None, "Old name of max_completion_tokens, which wins.")
     logprobs: bool | None = None
     top_logprobs: Integer | None = _range(-1, None, "Needs logprobs; -1: all, where --max-logprobs allows it.")
-    tools: list[dict[str, Any]] | None = Field(None, description='Only with tool_choice "none".')
+    tools: List[dict[str, Any]] | None = Field(None, description='Only with tool_choice "none".')
     tool_choice: Any = Field(None, description='Only "none" is served yet.')
     parallel_tool_calls: bool | None = None
-    documents: list[dict[str, Any]] | None = None
+    documents: List[dict[str, Any]] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     service_tier: str | None = Field(None, description="Accepted; has no effect.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted; has no effect.")
@@ -225,7 +288,7 @@ class ChatRequest(Sampling, Control, TemplateFields, Unserved):
 class CompletionRequest(Sampling, Control, Unserved):
     """Body of POST /v1/completions."""
 
-    prompt: str | TokenIds | list[str] | list[TokenIds] = Field(description="One or several, as text or token ids.")
+    prompt: Prompt = Field(description="One or several, as text or token ids.")
     max_tokens: Integer | None = Field(
         16,
         description="null: to the end of the context; 0 with echo: only the prompt.",
@@ -242,8 +305,8 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
-    tools: list[dict[str, Any]] | None = None
+    messages: List[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    tools: List[dict[str, Any]] | None = None
     add_special_tokens: bool | None = Field(None, description="Default: true for a prompt, false for messages.")
     return_token_strs: bool | None = None
 

@@ -48,6 +48,10 @@ def sampling_params(
     defaults = engine.sampling_defaults
     values: dict[str, Any] = {name: defaults[name] for name in PLAIN if defaults.get(name) is not None}
     values |= {name: getattr(request, name) for name in PLAIN if getattr(request, name) is not None}
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        size, most = len(values.get(name) or ()), engine.bounds.vocab_size
+        if size > most:  # told before anybody looks at them one by one
+            raise RequestError(f"{name} has {size} ids, and the vocabulary {most}; name each once", name)
     if request.logit_bias:
         values["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
     return SamplingParams(**values, max_tokens=max_tokens, logprobs=logprobs)

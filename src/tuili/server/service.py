@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tuili.base.config import Config
 from tuili.base.errors import NotFoundError
+from tuili.server.http import Exchange, InFlight, Response, as_json
 from tuili.server.metrics import Metrics
-from tuili.server.stream import InFlight
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
-
-
-@dataclass(frozen=True)
-class Service:
-    engine: TextEngine
-    config: Config
-    metrics: Metrics
-    flight: InFlight = field(default_factory=InFlight)
-    #: Seconds since 1970: when the model came up.
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def model(self, name: str | None) -> str:
-        """The served name. NotFoundError for any other; None means the one that is served."""
-        served = self.engine.model_name
-        if name is not None and name != served:
-            raise NotFoundError(f"The model {name[:200]!r} does not exist; this server has {served!r}.", "model")
-        return served
+    from tuili.server.chat import Chat
+    from tuili.server.completions import Completions
+    from tuili.server.protocol import ChatRequest, CompletionRequest
 
 
 @dataclass(frozen=True)
@@ -43,3 +30,34 @@ class Call:
     model: str
     created: int
     arrival: float
+
+
+@dataclass(frozen=True)
+class Service:
+    engine: TextEngine
+    config: Config
+    metrics: Metrics
+    flight: InFlight = field(default_factory=InFlight)
+    #: Large bodies are parsed one at a time.
+    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Seconds since 1970: when the model came up.
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def model(self, name: str | None) -> str:
+        """The served name. NotFoundError for any other; None means the one that is served."""
+        served = self.engine.model_name
+        if name is not None and name != served:
+            raise NotFoundError(f"The model {name[:200]!r} does not exist; this server has {served!r}.", "model")
+        return served
+
+    def call(self, exchange: Exchange, body: ChatRequest | CompletionRequest) -> Call:
+        """NotFoundError for a model that is not served."""
+        id = body.request_id or exchange.id
+        return Call(id, self.model(body.model), int(time.time()), self.engine.clock.now())
+
+    async def answer(self, exchange: Exchange, work: Chat | Completions, stream: bool | None) -> Response | None:
+        """JSON when ``work`` is done, or events as it comes; both end when the client leaves or the server stops."""
+        if stream:
+            await exchange.stream(work.events(), self.flight)
+            return None
+        return as_json(await self.flight.run(work.answer(), exchange.receive))

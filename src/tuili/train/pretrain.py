@@ -13,10 +13,10 @@ from typing import Any
 from tuili.train import card, export
 from tuili.train.report import Reporter
 from tuili.train.results import machine, measure
-from tuili.train.run import Run, prepared
+from tuili.train.run import TrainingRun, prepared
 
 
-def train(run: Run, reporter: Reporter) -> None:
+def train(run: TrainingRun, reporter: Reporter) -> None:
     """Train to the end of the recipe, saving and evaluating at its intervals. Ctrl-C saves after the step and stops."""
     every = run.recipe.report
     began = time.monotonic() - run.progress.seconds
@@ -53,14 +53,14 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def export_model(run: Run, folder: Path, results: dict[str, Any]) -> None:
+def export_model(run: TrainingRun, folder: Path, results: dict[str, Any]) -> None:
     """The model directory of the run, with ``results.json`` and the model card made from it."""
     export.model_directory(folder, run.recipe, run.master, run.tokenizer)
     export.write(folder / "results.json", results)
     (folder / "MODEL_CARD.md").write_text(card.write(results))
 
 
-def complete(run: Run) -> dict[str, Any]:
+def complete(run: TrainingRun) -> dict[str, Any]:
     """Train to the end, measure, and write the model directory ``model`` in the run's folder; returns the results."""
     with Reporter(run.out, run.recipe.report.line_every) as reporter:
         reporter.say(

@@ -13,14 +13,14 @@ import torch
 from tokenizers import Tokenizer
 
 from tuili.train import data
-from tuili.train.run import Run, prepared
+from tuili.train.run import TrainingRun, prepared
 from tuili.train.sample import answer, continuation
 
 #: What a later stage's results keep of an earlier one's.
 STAGE = ("tokens", "step", "seconds", "loss_per_token", "machine", "recipe")
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(run: TrainingRun) -> dict[str, Any]:
     """Results of the run as it stands: losses on every held-out document, samples, tokens, time and machine."""
     with prepared(run.device):
         losses = {raw: run.evaluate(raw) for raw in (False, True)}
@@ -53,7 +53,7 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def held_out(run: Run, raw: bool, loss: float) -> dict[str, float]:
+def held_out(run: TrainingRun, raw: bool, loss: float) -> dict[str, float]:
     """``loss``, in nats per token of the held-out documents as raw text or as answers, in other units too."""
     batches = data.held_out(run.held_out, len(run.held_out.documents), raw)
     learned = sum(b.learned for b in batches)
@@ -68,7 +68,7 @@ def held_out(run: Run, raw: bool, loss: float) -> dict[str, float]:
     }
 
 
-def named(run: Run, topic: str, generator: torch.Generator) -> int:
+def named(run: TrainingRun, topic: str, generator: torch.Generator) -> int:
     """How many of ``topic_draws`` answers to a request for the topic name its word between stars."""
     report = run.recipe.report
     word = topic.split("*")[1].lower()

@@ -34,7 +34,7 @@ class Diverged(TuiliError):
     """Loss or gradient are no finite numbers any more; the last checkpoint is from before."""
 
 
-class Run:
+class TrainingRun:
     """A training run in folder ``out``: all that a step needs, and where it stands."""
 
     def __init__(self, recipe: Recipe, archive: Path, out: Path, device: torch.device):
@@ -133,7 +133,7 @@ def start_from(directory: str, model: Decoder) -> None:
     model.load_state_dict(source)
 
 
-def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool) -> Run:
+def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool) -> TrainingRun:
     """The run of ``recipe`` in folder ``out``: from its checkpoint with ``resume``, else new.
 
     Raises ConfigError when there is nothing to resume, or a checkpoint that a new run would overwrite.
@@ -145,7 +145,7 @@ def open_run(recipe: Recipe, archive: Path, out: Path, device: str, resume: bool
     if not resume and (out / CHECKPOINT).exists():
         raise ConfigError(f"{out} holds a checkpoint; go on with --resume, or choose another --out")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    run = Run(recipe, archive, out, torch.device(chosen))
+    run = TrainingRun(recipe, archive, out, torch.device(chosen))
     if resume:
         run.resume()
     return run

@@ -32,7 +32,7 @@ class CachedAttention:
         v: torch.Tensor,
         angles: Angles,
         layer: int,
-        batch: Rows,
+        batch: SampledRows,
         kv: Any,
         kind: Kind,
     ) -> torch.Tensor:
@@ -49,7 +49,7 @@ class CachedAttention:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SampledRows:
     """The newest rows of a text. Satisfies ``layers.attention.Batch``."""
 
     positions: torch.Tensor
@@ -67,7 +67,7 @@ def generate(
     while len(made) < limit and len(ids) + len(made) < model.spec.max_model_len:
         row = torch.tensor(fresh, device=device)
         end = len(ids) + len(made)
-        rows = Rows(torch.arange(end - len(fresh), end, device=device), attention)
+        rows = SampledRows(torch.arange(end - len(fresh), end, device=device), attention)
         hidden = model(model.embed(row), rows, None)
         scores = model.logits(hidden[-1:])[0].float().cpu()
         token = pick(scores, temperature, top_p, generator)

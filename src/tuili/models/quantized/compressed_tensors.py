@@ -9,7 +9,7 @@ from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
 from tuili.models.quantized.layout import Bytes, Grid, Layout, Packed, scheme_for
-from tuili.models.quantized.patterns import WHERE, Matcher
+from tuili.models.quantized.patterns import WHERE, NameMatcher
 
 log = get(__name__)
 #: ``weight_packed``; else ``weight`` with a byte per code.
@@ -21,7 +21,7 @@ TYPES, STRATEGIES = ("int", "float"), ("tensor", "channel", "group", "block")
 @methods.register("compressed-tensors")
 class CompressedTensors:
     def __init__(self, config: Mapping[str, Any]):
-        self.fields, self.matcher = Fields(config, WHERE), Matcher()
+        self.fields, self.matcher = Fields(config, WHERE), NameMatcher()
         for part in ("sparsity_config", "transform_config"):
             changes = {k: v for k, v in self.fields.table(part).items() if v and (k, v) != ("format", "dense")}
             if changes.get("format") or changes.get("config_groups"):

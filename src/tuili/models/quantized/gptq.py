@@ -8,7 +8,7 @@ from typing import Any
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
 from tuili.models.quantized.layout import Gptq, Layout, scheme_for
-from tuili.models.quantized.patterns import WHERE, Matcher
+from tuili.models.quantized.patterns import WHERE, NameMatcher
 from tuili.models.quantized.settings import groups_of, is_head
 
 #: What each version takes off the zero points.
@@ -21,7 +21,7 @@ MOST_GROUPS = 100
 class GPTQ:
     def __init__(self, config: Mapping[str, Any]):
         fields = Fields(config, WHERE)
-        self.fields, self.matcher = fields, Matcher()
+        self.fields, self.matcher = fields, NameMatcher()
         self.shift = SHIFTS[fields.choice("checkpoint_format", SHIFTS, "gptq")]
         self.head = fields.flag("lm_head")
         own = fields.inside("dynamic")

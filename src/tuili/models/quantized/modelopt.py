@@ -10,7 +10,7 @@ from tuili.base.log import get
 from tuili.models.fields import Fields
 from tuili.models.quantized import methods
 from tuili.models.quantized.layout import Bytes, Grid, Layout, scheme_for
-from tuili.models.quantized.patterns import WHERE, Matcher
+from tuili.models.quantized.patterns import WHERE, NameMatcher
 
 log = get(__name__)
 #: How many outputs share a scale.
@@ -20,7 +20,7 @@ ALGORITHMS = {"FP8": Grid(0, 0), "FP8_PER_CHANNEL_PER_TOKEN": Grid(1, 0)}
 @methods.register("modelopt")
 class ModelOpt:
     def __init__(self, config: Mapping[str, Any]):
-        fields, self.matcher = Fields(config, WHERE), Matcher()
+        fields, self.matcher = Fields(config, WHERE), NameMatcher()
         grid = ALGORITHMS[fields.choice("quant_algo", ALGORITHMS)]
         if config.get("kv_cache_quant_algo") or config.get("kv_cache_scheme"):
             log.info("%s: its type of the KV cache is not taken over; --kv-cache-dtype sets it", WHERE)

@@ -19,10 +19,10 @@ from tuili.models.fields import shown
 #: Python's own parser of expressions: (name of the node, its content) for each part of a sequence.
 _parser: Any = importlib.import_module("re._parser")
 #: Characters of a pattern, and steps that all patterns of a checkpoint may take on all its modules: a few seconds.
-LONGEST, MOST_STEPS = 1000, 20_000_000
+LONGEST, MOST_STEPS = 1000, 5_000_000
 
 
-class Matcher:
+class NameMatcher:
     """Matches patterns with names until ``left`` steps are used up."""
 
     def __init__(self, left: int = MOST_STEPS):
@@ -44,7 +44,7 @@ class Matcher:
 @dataclass(frozen=True)
 class _Text:
     name: str
-    matcher: Matcher
+    matcher: NameMatcher
 
 
 WHERE = "config.json: quantization_config"

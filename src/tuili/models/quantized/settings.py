@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tuili.models.fields import Fields
 from tuili.models.quantized.layout import Grid
-from tuili.models.quantized.patterns import Matcher
+from tuili.models.quantized.patterns import NameMatcher
 
 #: What may follow the part of a name that transformers' patterns describe.
 BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
@@ -30,7 +30,7 @@ def left_out(fields: Fields, *keys: str, anywhere: bool = False) -> Callable[[tu
     An entry is whole parts of a name; its end; a pattern for its beginning, up to the end of a part (transformers);
     ``re:`` and a pattern for its beginning (compressed-tensors); or, with ``anywhere``, any part of it (AutoAWQ).
     """
-    entries, matcher = [entry for key in keys for entry in fields.strings(key) if entry], Matcher()
+    entries, matcher = [entry for key in keys for entry in fields.strings(key) if entry], NameMatcher()
 
     def means(entry: str, name: str) -> bool:
         matcher.spend(1)

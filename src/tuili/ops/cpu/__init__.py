@@ -5,7 +5,7 @@ compute.
 """
 
 from tuili.ops.cpu.integer import int4_linear, int4_weight_linear, int8_linear, int8_weight_linear
-from tuili.ops.cpu.library import Description, Program, describe, recorded, set_threads, use_isa, wake
+from tuili.ops.cpu.library import LibrarySupport, Program, describe, recorded, set_threads, use_isa, wake
 from tuili.ops.cpu.packed import Arena, pack, packed_embedding, packed_linear, unpack
 from tuili.ops.cpu.packed import shape as packed_shape
 from tuili.ops.cpu.probe import peak, read_bandwidth
@@ -16,7 +16,7 @@ if describe().built:
 
 __all__ = [
     "Arena",
-    "Description",
+    "LibrarySupport",
     "Program",
     "describe",
     "int4_linear",

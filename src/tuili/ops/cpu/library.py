@@ -23,13 +23,13 @@ PATH = Path(__file__).parent / "_kernels.so"
 REBUILD = "rebuild it with `pip install -e .` in the checkout, or reinstall Tuili"
 
 
-class Call(ctypes.Structure):
+class ProgramCall(ctypes.Structure):
     """An entry of a program: a function's address and its arguments'."""
 
     _fields_ = [("function", c_void_p), ("args", c_void_p)]
 
 
-class Fault(ctypes.Structure):
+class KernelFault(ctypes.Structure):
     """A value that a kernel refused."""
 
     _fields_ = [
@@ -46,7 +46,7 @@ class Fault(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Description:
+class LibrarySupport:
     """What runs: ``isa`` is "" where nothing does, and ``why`` then says why."""
 
     isa: str
@@ -65,7 +65,7 @@ def _declare(library: ctypes.CDLL) -> None:
         call.argtypes, call.restype = [c_char_p], c_void_p
     library.tuili_probe_read.argtypes, library.tuili_probe_read.restype = [c_void_p, c_int64, c_int64], None
     library.tuili_probe_multiply.argtypes, library.tuili_probe_multiply.restype = [c_int64, c_int64], c_int64
-    library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(Call), c_int64], c_void_p
+    library.tuili_replay.argtypes, library.tuili_replay.restype = [ctypes.POINTER(ProgramCall), c_int64], c_void_p
     library.tuili_isa.restype = c_char_p
     library.tuili_use_isa.argtypes = [c_char_p]
 
@@ -115,7 +115,7 @@ def launcher(function: str) -> Callable[[bytes], None]:
     def launch(args: bytes) -> None:
         fault = call(args)
         if fault:
-            raise Fault.from_address(fault).error()
+            raise KernelFault.from_address(fault).error()
         calls = recording()
         if calls is not None:
             calls.append((address, args))
@@ -140,8 +140,8 @@ class Program:
 
     def __init__(self, calls: Sequence[Made]):
         self._args = [args for _, args in calls]  # the library reads them where they are
-        entries = (Call(address, ctypes.cast(c_char_p(args), c_void_p)) for address, args in calls)
-        self._calls = (Call * len(calls))(*entries)
+        entries = (ProgramCall(address, ctypes.cast(c_char_p(args), c_void_p)) for address, args in calls)
+        self._calls = (ProgramCall * len(calls))(*entries)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -151,7 +151,7 @@ class Program:
         assert library is not None
         fault = library.tuili_replay(self._calls, len(self._calls))
         if fault:
-            raise Fault.from_address(fault).error()
+            raise KernelFault.from_address(fault).error()
 
 
 def wake() -> None:
@@ -160,10 +160,10 @@ def wake() -> None:
     library.tuili_wake()
 
 
-def describe() -> Description:
+def describe() -> LibrarySupport:
     if library is None:
-        return Description("", 0, why)
-    return Description(library.tuili_isa().decode(), library.tuili_threads(), "")
+        return LibrarySupport("", 0, why)
+    return LibrarySupport(library.tuili_isa().decode(), library.tuili_threads(), "")
 
 
 def set_threads(threads: int) -> None:

@@ -1,8 +1,8 @@
 """From a matrix's floats to the tiles that kernels read, in one pass: what happens to every weight at load; and rows of
 rounded ones as floats again, for embeddings.
 
-Rounding is to nearest: the plainest way from floats to codes. Rows and groups do not see each other, so that a matrix
-can come in slices of whole tiles.
+Rounding is that of ``ops/rounding.py``. Rows and groups do not see each other, so that a matrix can come in slices of
+whole tiles.
 """
 
 from __future__ import annotations
@@ -10,78 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from tuili.ops import samples
 from tuili.ops.cpu.integer import by_tile, int4_rows, pack_int4, pack_int8
 from tuili.ops.cpu.packed import TILE, pack, shape, tile_rows
+from tuili.ops.rounding import round_blocks, round_groups
 from tuili.ops.table import Sample, op
-
-#: What the scales of 4-bit groups may be, as shares of the one that reaches the group's extreme.
-CLIPS = (1.0, 0.95, 0.9, 0.85)
-
-
-def round_int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes int8 and scales float32 [out, 1]: the row's largest magnitude becomes 127."""
-    wide = matrix.float()
-    scales = wide.abs().amax(1, keepdim=True) / 127
-    scales[scales == 0] = 1
-    return (wide / scales).round().to(torch.int8), scales
-
-
-def round_int4(
-    matrix: torch.Tensor, group: int, symmetric: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Codes 0..15 in uint8, and per ``group`` of a row's inputs a scale, made float16 before the codes are chosen.
-
-    Symmetric: zero is code 8, and the group's extreme is code 0, so that its scale has the other sign. Of that scale
-    and some smaller ones, which clip the extreme, the one with the least squared error. Else the group's range, widened
-    to hold zero, spans 0 to 15, and there are zero points (uint8).
-    """
-    out, into = matrix.shape
-    wide = F.pad(matrix.float(), (0, -into % group)).view(out, -1, group)
-    low, high = wide.amin(-1).clamp(max=0), wide.amax(-1).clamp(min=0)
-    if symmetric:
-        codes, scales = _least_error(wide, torch.where(high < -low, low, high) / -8)
-        return codes.view(out, -1)[:, :into], scales, None
-    scales = _half((high - low) / 15)
-    divisor = scales.float()
-    zeros = (-low / divisor).round().clamp(0, 15)
-    codes = ((wide / divisor.unsqueeze(-1)).round() + zeros.unsqueeze(-1)).clamp(0, 15).to(torch.uint8)
-    return codes.view(out, -1)[:, :into], scales, zeros.to(torch.uint8)
-
-
-def _least_error(wide: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric codes and scales of groups ``wide`` [out, groups, group] with ``steps`` [out, groups] or a bit less."""
-    least = torch.full_like(steps, torch.inf)
-    codes, scales = torch.zeros_like(wide, dtype=torch.uint8), torch.zeros_like(steps, dtype=torch.float16)
-    for share in CLIPS:
-        tried = _half(steps * share)
-        step = tried.float().unsqueeze(-1)
-        exact = (wide * (1 / step)).round().clamp(-8, 7)
-        error = _ordered_sum((wide - exact * step).square())
-        better = error < least
-        least, scales = torch.where(better, error, least), torch.where(better, tried, scales)
-        codes = torch.where(better.unsqueeze(-1), (exact + 8).to(torch.uint8), codes)
-    return codes, scales
-
-
-def _half(scales: torch.Tensor) -> torch.Tensor:
-    half = scales.half()
-    return torch.where(half == 0, torch.ones_like(half), half)
-
-
-def _ordered_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sums of [.., group] in the kernels' order: sixteen lanes, then halves upon halves."""
-    lanes = x.unflatten(-1, (-1, TILE))
-    total = lanes[..., 0, :]
-    for step in range(1, lanes.shape[-2]):
-        total = total + lanes[..., step, :]
-    while total.shape[-1] > 1:
-        half = total.shape[-1] // 2
-        total = total[..., :half] + total[..., half:]
-    return total.squeeze(-1)
-
 
 SIZES = ((16, 64), (41, 100), (96, 256), (33, 37))
 
@@ -122,10 +56,10 @@ def _int8_args(matrix: torch.Tensor) -> tuple[Any, ...]:
 
 @op(lambda: _samples(_int8_args))
 def store_int8(matrix: torch.Tensor, tiles: torch.Tensor, scales: torch.Tensor) -> None:
-    """``matrix`` [out, into] rounded by ``round_int8`` into ``tiles`` and ``scales`` [out]."""
-    values, found = round_int8(matrix)
+    """``matrix`` [out, into] rounded by ``round_blocks`` into ``tiles`` and ``scales`` [out]; that of zeros is 1."""
+    values, found = round_blocks(matrix, torch.int8, 1, matrix.shape[1])
     tiles.copy_(pack_int8(values))
-    scales.copy_(found[:, 0])
+    scales.copy_(torch.where(found == 0, 1.0, found)[:, 0])
 
 
 def _int4_args(matrix: torch.Tensor) -> tuple[Any, ...]:
@@ -141,8 +75,8 @@ def _int4_args(matrix: torch.Tensor) -> tuple[Any, ...]:
 def store_int4(
     matrix: torch.Tensor, group: int, tiles: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
 ) -> None:
-    """``matrix`` [out, into] rounded by ``round_int4`` into ``tiles``, ``scales`` and (None: symmetric) ``zeros``."""
-    values, found, points = round_int4(matrix, group, zeros is None)
+    """``matrix`` [out, into] rounded by ``round_groups`` into ``tiles``, ``scales`` and (None: symmetric) ``zeros``."""
+    values, found, points = round_groups(matrix, group, zeros is None)
     tiles.copy_(pack_int4(values, group))
     scales.copy_(by_tile(found))
     if zeros is not None and points is not None:

@@ -6,9 +6,9 @@ splits (law 5); where the fast kernel is so already, it is registered under both
 """
 
 from tuili.ops.triton import layouts  # noqa: F401 (declares its ops)
-from tuili.ops.triton.about import FAST, INVARIANT, Description, describe
+from tuili.ops.triton.about import FAST, INVARIANT, TritonSupport, describe
 
 if describe().usable:
     from tuili.ops.triton import attention, cache, products, rowwise, sampling  # noqa: F401 (registers them)
 
-__all__ = ["FAST", "INVARIANT", "Description", "describe"]
+__all__ = ["FAST", "INVARIANT", "TritonSupport", "describe"]

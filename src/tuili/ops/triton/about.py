@@ -16,7 +16,7 @@ INTERPRETERS = ((3, 6),)
 
 
 @dataclass(frozen=True)
-class Description:
+class TritonSupport:
     """``usable``: kernels run; ``interpreted``: on the CPU, slowly, for tests. ``why`` not, where they do not."""
 
     usable: bool
@@ -26,25 +26,25 @@ class Description:
 
 
 @cache
-def describe() -> Description:
+def describe() -> TritonSupport:
     """Looked up once: Triton decides when it is imported whether it interprets."""
     try:
         import triton
     except ImportError as error:
-        return Description(False, why=f"Triton is not installed ({error}): pip install 'tuili[gpu]'")
+        return TritonSupport(False, why=f"Triton is not installed ({error}): pip install 'tuili[gpu]'")
     if triton.knobs.runtime.interpret:
         return _interpreted(triton.__version__)
     if not torch.cuda.is_available():
-        return Description(False, why="no CUDA device (set TRITON_INTERPRET=1 to test the kernels on a CPU, slowly)")
-    return Description(True, card=torch.cuda.get_device_name())
+        return TritonSupport(False, why="no CUDA device (set TRITON_INTERPRET=1 to test the kernels on a CPU, slowly)")
+    return TritonSupport(True, card=torch.cuda.get_device_name())
 
 
-def _interpreted(version: str) -> Description:
+def _interpreted(version: str) -> TritonSupport:
     numbers = tuple(int(n) for n in version.split(".")[:2])
     if numbers in INTERPRETERS:
-        return Description(True, interpreted=True)
+        return TritonSupport(True, interpreted=True)
     known = ", ".join(".".join(map(str, n)) for n in INTERPRETERS)
-    return Description(False, why=f"Triton {version}'s interpreter was not tried or fails; the tests take {known}")
+    return TritonSupport(False, why=f"Triton {version}'s interpreter was not tried or fails; the tests take {known}")
 
 
 @cache

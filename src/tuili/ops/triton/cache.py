@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tuili.ops.attention import LARGEST
+from tuili.ops.rounding import LARGEST
 from tuili.ops.triton.language import cast, whole
 from tuili.ops.triton.rowwise import both, dense_last, pad, rotate_row, rotation, turned, warps
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from tuili.ops import samples
 from tuili.ops.reference import linear
+from tuili.ops.rounding import FP8, round_blocks
 from tuili.ops.table import Sample, op
 
 #: Outputs of a tile of 4-bit weights.
@@ -28,9 +29,6 @@ TILE = 64
 BLOCK = 128
 #: Inputs that may share a scale of an output.
 WIDTHS = (128, 64, 32)
-FP8 = torch.float8_e4m3fn
-#: Largest magnitude of a code.
-LARGEST = {torch.int8: 127.0, FP8: 448.0}
 
 
 def pack_int4(codes: torch.Tensor, group: int) -> torch.Tensor:
@@ -75,19 +73,6 @@ def spread(scales: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:
     height, width = block_of(scales, outputs, inputs)
     lines = scales if height in (1, outputs) else scales.repeat_interleave(height, 0)[:outputs]
     return lines if width == inputs else lines.repeat_interleave(width, 1)[:, :inputs]
-
-
-def round_blocks(
-    matrix: torch.Tensor, dtype: torch.dtype, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``matrix`` as codes of ``dtype`` and scales: of ``height`` x ``width`` numbers the largest fits."""
-    rows, inputs = matrix.shape
-    padded = F.pad(matrix.float(), (0, -inputs % width, 0, -rows % height))
-    blocks = padded.view(-(-rows // height), height, -(-inputs // width), width)
-    scales = blocks.abs().amax((1, 3)) / LARGEST[dtype]
-    exact = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None, :, None]
-    codes = exact.round().to(torch.int8) if dtype == torch.int8 else exact.to(dtype)
-    return codes.view(padded.shape)[:rows, :inputs], scales
 
 
 def round_rows(x: torch.Tensor, dtype: torch.dtype, block: int) -> tuple[torch.Tensor, torch.Tensor]:

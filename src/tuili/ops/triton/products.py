@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from tuili.ops.rounding import LARGEST
 from tuili.ops.table import implement
 from tuili.ops.triton import layouts, tuning
 from tuili.ops.triton.about import FAST, INVARIANT, describe, processors
@@ -229,12 +230,12 @@ def _finish(
 
 
 @triton.jit
-def _round(x, codes, factors, inputs, x_row, f_row, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+def _round(x, codes, factors, inputs, x_row, f_row, MOST: tl.constexpr, BLOCK: tl.constexpr):
     """``layouts.round_rows`` of one row and block."""
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = block * BLOCK + tl.arange(0, BLOCK)
     wide = tl.load(x + row * x_row + at, mask=at < inputs, other=0).to(tl.float32)
-    factor = tl.div_rn(tl.max(tl.abs(wide), 0), LARGEST)
+    factor = tl.div_rn(tl.max(tl.abs(wide), 0), MOST)
     exact = tl.div_rn(wide, tl.maximum(factor, 1.1754943508222875e-38))
     if codes.dtype.element_ty == tl.int8:
         exact = whole(exact)
@@ -252,7 +253,7 @@ def round_rows(x: torch.Tensor, dtype: torch.dtype, block: int) -> tuple[torch.T
     blocks = triton.cdiv(inputs, block)
     codes = torch.empty(rows, inputs, dtype=dtype, device=x.device)
     factors = torch.empty(rows, blocks, dtype=torch.float32, device=x.device)
-    sizes = {"LARGEST": layouts.LARGEST[dtype], "BLOCK": pad(block)}
+    sizes = {"MOST": LARGEST[dtype], "BLOCK": pad(block)}
     if rows:
         _round[(rows, blocks)](x, codes, factors, inputs, x.stride(0), blocks, **sizes, num_warps=warps(pad(block)))
     return codes, factors

@@ -52,7 +52,7 @@ Entries = dict[str, dict[int, T]]
 
 
 @dataclass
-class Card:
+class CardTiles:
     """What was measured on one card: entries by kernel and shape, then by number of rows."""
 
     name: str
@@ -68,7 +68,7 @@ class Card:
         """Likewise; ``count`` requests in "decode", queries per request in "prefill"."""
         return _next(self.attention.get(attention_key(phase, dtype, group, dim), {}), count)
 
-    def add(self, other: Card) -> None:
+    def add(self, other: CardTiles) -> None:
         """Take over what ``other`` knows, number by number."""
         for mine, theirs in ((self.entries, other.entries), (self.attention, other.attention)):
             for name, by_count in theirs.items():
@@ -77,7 +77,7 @@ class Card:
     def save(self, folder: Path) -> Path:
         """Write the file, beside what it held of other kernels, shapes and numbers. Returns its path."""
         path = folder / f"{slug(self.name)}.json"
-        merged = load(path) if path.exists() else Card(self.name)
+        merged = load(path) if path.exists() else CardTiles(self.name)
         merged.add(self)
         found = {"card": self.name, "triton": self.triton or merged.triton}
         text = json.dumps(
@@ -117,20 +117,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def load(path: Path) -> Card:
+def load(path: Path) -> CardTiles:
     """A card's file. ConfigError where it is not one."""
     try:
         data = json.loads(path.read_text())
         parts = _parsed(data["entries"], Tile), _parsed(data.get("attention", {}), AttentionTile)
-        return Card(data["card"], data["triton"], *parts)
+        return CardTiles(data["card"], data["triton"], *parts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no file of measured tiles ({error!r}): delete it, or measure again") from error
 
 
 @cache
-def card(name: str) -> Card:
+def card(name: str) -> CardTiles:
     """What is known of the card ``name``: nothing, where nobody measured it."""
-    known = Card(name)
+    known = CardTiles(name)
     for folder in (SHIPPED, OWN):
         path = folder / f"{slug(name)}.json"
         if name and path.exists():

@@ -6,47 +6,41 @@ For Triton's kernels; on a CPU torch's references multiply, exact and slow.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING
 
 from tuili.base.errors import ConfigError
-from tuili.ops.triton.layouts import (
-    FP8,
-    byte_floats,
-    round_blocks,
-)
-from tuili.quant.place import Place
-from tuili.quant.scheme import BLOCK, GROUPS, TILE, Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+from tuili.quant.formats import Stored, Tensors, WeightFormat, formats, up
+from tuili.quant.scheme import BLOCK, GROUPS, Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Codes, Weight
 
 
 @formats.register("bytes")
-class Bytes:
-    tile: ClassVar = TILE
+class Bytes(WeightFormat):
+    numbers, packings, fast = ("int8", "fp8"), ("cpu", "triton"), ("triton",)
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
+    def takes(self, scheme: Scheme, packing: str) -> bool:
+        """On a CPU what ``int8`` does not take."""
+        more = packing == "triton" or scheme.format == "fp8" or scheme.group or not scheme.symmetric
+        return super().takes(scheme, packing) and bool(more)
+
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
         _check(scheme)
-        groups = -(-into // scheme.group) if scheme.group else 1
-        shape = (-(-out // scheme.height), groups)
-        tensors = {"codes": place.empty((out, into), _dtype(scheme)), "scales": place.empty(shape, torch.float32)}
-        return tensors if scheme.symmetric else tensors | {"zeros": place.empty(shape, torch.int8)}
+        shape = (up(out, scheme.height), up(into, scheme.group) if scheme.group else 1)
+        codes = Stored((out, into), "float8_e4m3fn" if scheme.format == "fp8" else "int8")
+        found = {"codes": codes, "scales": Stored(shape, "float32", scheme.height)}
+        return found if scheme.symmetric else found | {"zeros": Stored(shape, "int8", scheme.height)}
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        scheme = weight.scheme
-        assert scheme.symmetric, "rounding to nearest is symmetric"
-        codes = round_blocks(rows, _dtype(scheme), scheme.height, scheme.group or weight.into)
-        self.fill_codes(weight, start, Codes(*codes))
-
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        end, height, t = start + len(codes.values), weight.scheme.height, weight.tensors
-        lines = slice(start // height, -(-end // height))
-        t["codes"][start:end] = codes.values
-        t["scales"][lines] = codes.scales.float()
-        if codes.zeros is not None:
-            t["zeros"][lines] = codes.zeros
+    def pack(self, codes: Codes, scheme: Scheme) -> Tensors:
+        packed = {"codes": codes.values, "scales": codes.scales}
+        return packed if codes.zeros is None else packed | {"zeros": codes.zeros}
 
     def dequant(self, weight: Weight) -> torch.Tensor:
+        from tuili.ops.triton.layouts import byte_floats
+
         t = weight.tensors
         return byte_floats(t["codes"], t["scales"], t.get("zeros")).to(weight.dtype)
 
@@ -59,10 +53,6 @@ class Bytes:
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         t = weight.tensors
         return weight.kernels.byte_embedding(ids, t["codes"], t["scales"], t.get("zeros"), weight.dtype)
-
-
-def _dtype(scheme: Scheme) -> torch.dtype:
-    return FP8 if scheme.format == "fp8" else torch.int8
 
 
 def _check(scheme: Scheme) -> None:

@@ -1,32 +1,33 @@
-"""The weight as it is, in the tile order that the CPU kernels read."""
+"""The weight as it is, in the tile order that the CPU kernels read: whole tiles of 16 outputs, bfloat16 by pairs of
+inputs."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
-from tuili.ops.cpu import packed_shape, unpack
-from tuili.quant.place import Place
+from tuili.quant.formats import Stored, WeightFormat, formats, up
 from tuili.quant.scheme import TILE, Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Weight
 
 
 @formats.register("dense")
-class Dense:
-    tile: ClassVar = TILE
+class Dense(WeightFormat):
+    numbers, packings, fast = ("dense",), ("cpu",), ("cpu",)
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        return {"tiles": place.empty(packed_shape(out, into, dtype), dtype)}
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
+        pair = 2 if dtype == "bfloat16" else 1
+        return {"tiles": Stored((up(out, TILE), up(into, pair), TILE, pair), dtype, TILE)}
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        tiles = weight.tensors["tiles"][start // TILE : -(-(start + len(rows)) // TILE)]
-        weight.kernels.store_floats(rows.to(weight.dtype), tiles)
-
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        raise TypeError("floats have no codes")
+    def store(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        weight.kernels.store_floats(rows.to(weight.dtype), weight.part("tiles", start, len(rows)))
 
     def dequant(self, weight: Weight) -> torch.Tensor:
+        from tuili.ops.cpu.packed import unpack
+
         return unpack(weight.tensors["tiles"], weight.out, weight.into)
 
     def matmul(self, weight: Weight, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,51 +1,44 @@
 """4-bit weights, a float16 scale (not symmetric: and a zero point) per group of inputs; int8 activations (W4A8), or
-floats (W4A16)."""
+floats (W4A16). Where float16 would change scales, they are float32, and torch's references multiply."""
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING
 
 from tuili.base.errors import ConfigError
-from tuili.ops.cpu.integer import by_output, by_tile, pack_int4, unpack_int4
-from tuili.ops.cpu.store import int4_floats
-from tuili.quant.place import Place
+from tuili.quant.formats import Stored, Tensors, WeightFormat, formats, up
 from tuili.quant.scheme import GROUPS, TILE, Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Codes, Weight
 
 
 @formats.register("int4")
-class Int4:
-    tile: ClassVar = TILE
+class Int4(WeightFormat):
+    numbers, packings, fast = ("int4",), ("cpu",), ("cpu",)
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        check_group(scheme)
-        tiles, groups = -(-out // TILE), -(-into // scheme.group)
-        tensors = {
-            "tiles": place.empty((tiles, groups * scheme.group // 8, TILE, 4), torch.uint8),
-            "scales": place.empty((tiles, groups, TILE), scale_dtype(scheme)),
-        }
-        if not scheme.symmetric:
-            tensors["zeros"] = place.empty((tiles, groups, TILE), torch.uint8)
-        return tensors
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
+        groups = groups_of(into, scheme)
+        tiles = Stored((up(out, TILE), groups * scheme.group // 8, TILE, 4), "uint8", TILE)
+        return {"tiles": tiles, **group_numbers((up(out, TILE), groups, TILE), scheme)}
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        part = self._part(weight, start, len(rows))
+    def pack(self, codes: Codes, scheme: Scheme) -> Tensors:
+        from tuili.ops.cpu.integer import by_tile, pack_int4
+
+        packed = {"tiles": pack_int4(codes.values, scheme.group), "scales": by_tile(codes.scales)}
+        return packed if codes.zeros is None else packed | {"zeros": by_tile(codes.zeros)}
+
+    def store(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        """In one pass: the codes are those of ``quant.round``."""
+        part = {name: weight.part(name, start, len(rows)) for name in weight.tensors}
         weight.kernels.store_int4(rows, weight.scheme.group, part["tiles"], part["scales"], part.get("zeros"))
 
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        part = self._part(weight, start, len(codes.values))
-        part["tiles"].copy_(pack_int4(codes.values, weight.scheme.group))
-        part["scales"].copy_(by_tile(codes.scales))
-        if codes.zeros is not None:
-            part["zeros"].copy_(by_tile(codes.zeros))
-
-    def _part(self, weight: Weight, start: int, count: int) -> Tensors:
-        first, end = start // TILE, -(-(start + count) // TILE)
-        return {name: tensor[first:end] for name, tensor in weight.tensors.items()}
-
     def dequant(self, weight: Weight) -> torch.Tensor:
+        from tuili.ops.cpu.integer import by_output, unpack_int4
+        from tuili.ops.cpu.store import int4_floats
+
         tiles, scales = weight.tensors["tiles"], by_output(weight.tensors["scales"], weight.out)
         codes = unpack_int4(tiles, weight.out, tiles.shape[1] * 8)
         zeros = by_output(weight.tensors["zeros"], weight.out) if "zeros" in weight.tensors else None
@@ -62,11 +55,14 @@ class Int4:
         return weight.kernels.int4_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), *sizes, weight.dtype)
 
 
-def check_group(scheme: Scheme) -> None:
-    """ConfigError for a group that kernels do not take."""
+def groups_of(into: int, scheme: Scheme) -> int:
+    """Groups of a row. ConfigError for a group that kernels do not take."""
     if scheme.group not in GROUPS:
         raise ConfigError(f"int4 with group={scheme.group}: the group must be one of {GROUPS}")
+    return up(into, scheme.group)
 
 
-def scale_dtype(scheme: Scheme) -> torch.dtype:
-    return torch.float32 if scheme.wide_scales else torch.float16
+def group_numbers(shape: tuple[int, int, int], scheme: Scheme) -> dict[str, Stored]:
+    """Scales and, unless symmetric, zero points: a number per group, in tiles of ``shape[2]`` outputs."""
+    scales = {"scales": Stored(shape, "float32" if scheme.wide_scales else "float16", shape[2])}
+    return scales if scheme.symmetric else scales | {"zeros": Stored(shape, "uint8", shape[2])}

@@ -6,47 +6,40 @@ tensor cores multiply what was unpacked.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
-from tuili.ops.cpu.store import round_int4
-from tuili.ops.triton.layouts import (
-    TILE,
-    by_tile,
-    int4_floats,
-    pack_int4,
-)
-from tuili.quant.formats.int4_group import check_group, scale_dtype
-from tuili.quant.place import Place
+from tuili.quant.formats import Stored, Tensors, WeightFormat, formats, up
+from tuili.quant.formats.int4_group import group_numbers, groups_of
 from tuili.quant.scheme import Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Codes, Weight
+
+#: Outputs of a tile (``layouts.TILE``).
+LINES = 64
 
 
 @formats.register("int4_halves")
-class Int4Halves:
-    tile: ClassVar = TILE
+class Int4Halves(WeightFormat):
+    numbers, packings, fast = ("int4",), ("triton",), ("triton",)
+    tile = LINES
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        check_group(scheme)
-        tiles, groups = -(-out // TILE), -(-into // scheme.group)
-        tensors = {
-            "tiles": place.empty((tiles, groups, TILE, scheme.group // 2), torch.uint8),
-            "scales": place.empty((tiles, groups, TILE), scale_dtype(scheme)),
-        }
-        return tensors if scheme.symmetric else tensors | {"zeros": place.empty((tiles, groups, TILE), torch.uint8)}
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
+        groups = groups_of(into, scheme)
+        tiles = Stored((up(out, LINES), groups, LINES, scheme.group // 2), "uint8", LINES)
+        return {"tiles": tiles, **group_numbers((up(out, LINES), groups, LINES), scheme)}
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        self.fill_codes(weight, start, Codes(*round_int4(rows, weight.scheme.group, weight.scheme.symmetric)))
+    def pack(self, codes: Codes, scheme: Scheme) -> Tensors:
+        from tuili.ops.triton.layouts import by_tile, pack_int4
 
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        part = slice(start // TILE, -(-(start + len(codes.values)) // TILE))
-        weight.tensors["tiles"][part] = pack_int4(codes.values, weight.scheme.group)
-        weight.tensors["scales"][part] = by_tile(codes.scales)
-        if codes.zeros is not None:
-            weight.tensors["zeros"][part] = by_tile(codes.zeros)
+        packed = {"tiles": pack_int4(codes.values, scheme.group), "scales": by_tile(codes.scales)}
+        return packed if codes.zeros is None else packed | {"zeros": by_tile(codes.zeros)}
 
     def dequant(self, weight: Weight) -> torch.Tensor:
+        from tuili.ops.triton.layouts import int4_floats
+
         t = weight.tensors
         return int4_floats(t["tiles"], t["scales"], t.get("zeros"), weight.out, weight.into).to(weight.dtype)
 
@@ -55,7 +48,5 @@ class Int4Halves:
         return weight.kernels.int4_weight_only_linear(x, t["tiles"], t["scales"], t.get("zeros"), weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        t = weight.tensors
-        return weight.kernels.int4_tile_embedding(
-            ids, t["tiles"], t["scales"], t.get("zeros"), weight.into, weight.dtype
-        )
+        t, size = weight.tensors, weight.into
+        return weight.kernels.int4_tile_embedding(ids, t["tiles"], t["scales"], t.get("zeros"), size, weight.dtype)

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-
-from tuili.ops.cpu.integer import pack_int8, unpack_int8
-from tuili.quant.place import Place
+from tuili.quant.formats import Stored, Tensors, WeightFormat, formats, up
 from tuili.quant.scheme import TILE, Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Codes, Weight
 
 
 @formats.register("int8")
-class Int8:
-    tile: ClassVar = TILE
+class Int8(WeightFormat):
+    numbers, packings, fast = ("int8",), ("cpu",), ("cpu",)
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        tiles = place.empty((-(-out // TILE), -(-into // 4), TILE, 4), torch.uint8)
-        return {"tiles": tiles, "scales": torch.empty(out)}
+    def takes(self, scheme: Scheme, packing: str) -> bool:
+        return super().takes(scheme, packing) and not scheme.group and scheme.symmetric
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        weight.kernels.store_int8(rows, *self._part(weight, start, len(rows)))
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
+        tiles = Stored((up(out, TILE), up(into, 4), TILE, 4), "uint8", TILE)
+        return {"tiles": tiles, "scales": Stored((out,), "float32")}
 
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        tiles, scales = self._part(weight, start, len(codes.values))
-        tiles.copy_(pack_int8(codes.values))
-        scales.copy_(codes.scales[:, 0])
+    def pack(self, codes: Codes, scheme: Scheme) -> Tensors:
+        from tuili.ops.cpu.integer import pack_int8
 
-    def _part(self, weight: Weight, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        tiles = weight.tensors["tiles"][start // TILE : -(-(start + count) // TILE)]
-        return tiles, weight.tensors["scales"][start : start + count]
+        return {"tiles": pack_int8(codes.values), "scales": codes.scales[:, 0]}
+
+    def store(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        """In one pass: the codes are those of ``quant.round``."""
+        weight.kernels.store_int8(rows, *(weight.part(name, start, len(rows)) for name in ("tiles", "scales")))
 
     def dequant(self, weight: Weight) -> torch.Tensor:
+        from tuili.ops.cpu.integer import unpack_int8
+
         codes = unpack_int8(weight.tensors["tiles"], weight.out, weight.into)
         return (codes * weight.tensors["scales"].unsqueeze(1)).to(weight.dtype)
 
@@ -42,6 +45,5 @@ class Int8:
         return linear(x, weight.tensors["tiles"], weight.tensors["scales"], weight.out, bias)
 
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
-        return weight.kernels.int8_embedding(
-            ids, weight.tensors["tiles"], weight.tensors["scales"], weight.into, weight.dtype
-        )
+        t = weight.tensors
+        return weight.kernels.int8_embedding(ids, t["tiles"], t["scales"], weight.into, weight.dtype)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
+from tuili.quant.formats import Stored, WeightFormat, formats
+from tuili.quant.scheme import Scheme
 
-from tuili.quant.place import Place
-from tuili.quant.scheme import TILE, Scheme
-from tuili.quant.weight import Codes, Tensors, Weight, formats
+if TYPE_CHECKING:
+    import torch
+
+    from tuili.quant.weight import Weight
 
 
 @formats.register("plain")
-class Plain:
-    tile: ClassVar = TILE
+class Plain(WeightFormat):
+    numbers, packings, fast = ("dense",), ("triton",), ("triton",)
 
-    def empty(self, out: int, into: int, scheme: Scheme, dtype: torch.dtype, place: Place) -> Tensors:
-        return {"matrix": place.empty((out, into), dtype)}
+    def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
+        return {"matrix": Stored((out, into), dtype)}
 
-    def fill(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
-        weight.tensors["matrix"][start : start + len(rows)] = rows
-
-    def fill_codes(self, weight: Weight, start: int, codes: Codes) -> None:
-        raise TypeError("floats have no codes")
+    def store(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
+        weight.part("matrix", start, len(rows)).copy_(rows)
 
     def dequant(self, weight: Weight) -> torch.Tensor:
         return weight.tensors["matrix"]

@@ -22,7 +22,7 @@ class Unrecordable(Exception):
 
 
 @dataclass(eq=False)
-class Slot:
+class Scratch:
     """Memory that one tensor at a time may have; ``used`` bytes of it were, at most."""
 
     memory: np.ndarray
@@ -38,9 +38,9 @@ class Workspace:
 
     def __init__(self, max_rows: int):
         self.max_rows = max_rows
-        self._slots: list[Slot] = []
+        self._slots: list[Scratch] = []
         #: By their size: all numbers of rows ask for the same ones, so none needs more than another.
-        self._free: defaultdict[int, list[Slot]] = defaultdict(list)
+        self._free: defaultdict[int, list[Scratch]] = defaultdict(list)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, rows: int) -> torch.Tensor:
         """A tensor of a step of ``rows`` rows. Its memory comes back when the last view of it dies."""
@@ -53,9 +53,9 @@ class Workspace:
         weakref.finalize(lent, free.append, slot).atexit = False
         return _tensor(lent, shape, dtype)
 
-    def _make(self, size: int) -> Slot:
+    def _make(self, size: int) -> Scratch:
         room = np.empty(size + ALIGNMENT, np.uint8)
-        slot = Slot(room[-room.ctypes.data % ALIGNMENT :][:size])
+        slot = Scratch(room[-room.ctypes.data % ALIGNMENT :][:size])
         self._slots.append(slot)
         return slot
 

@@ -1,5 +1,5 @@
 // From rows of floats to weight tiles, rounded to nearest on the way for integers: one pass at load. The arithmetic is
-// that of store.py, operation by operation, so that the codes are the same to the bit.
+// that of ops/rounding.py, operation by operation, so that the codes are the same to the bit.
 #include "kernels.h"
 #include "simd.h"
 
@@ -70,7 +70,7 @@ template <class T> void eight(const StoreArgs& a, int64_t tile) {
     }
 }
 
-constexpr float CLIPS[] = {1.0f, 0.95f, 0.9f, 0.85f};  // as in store.py
+constexpr float CLIPS[] = {1.0f, 0.95f, 0.9f, 0.85f};  // as in ops/rounding.py
 
 inline uint16_t scale_of(float x) {
     uint16_t half = half_of(x);
