@@ -86,7 +86,7 @@ def test_a_head_that_is_not_the_embedding_scores(
 ) -> None:
     """As in transformers: whatever config.json says, what is stored is used; the planner counts it too."""
     head = load_file(tiny(case) / "model.safetensors")[f"{EMBEDDING}.weight"].clone()
-    head[row] += torch.randn(head[row].shape, generator=torch.Generator().manual_seed(0))
+    head[row] += torch.randn(head[row].shape, generator=torch.Generator().manual_seed(0)) * head.std()
     path = changed(tiny(case), tmp_path / "other", {f"{HEAD}.weight": head})
     said = changed(path, tmp_path / "said", {}, {"tie_word_embeddings": False})
     with caplog.at_level("WARNING", "tuili"):
