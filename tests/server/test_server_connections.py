@@ -132,6 +132,25 @@ def test_a_connection_outlives_a_body_that_was_refused(make_server: Callable[...
         assert answers(sock)[0][0] == 200
 
 
+def test_large_bodies_at_once_are_bounded(make_server: Callable[..., Server], parser: str) -> None:
+    """Connections times the size of a body would fill the memory."""
+    server = make_server(max_body_bytes=200_000)
+    room = server.app.service.room
+    assert room.left == 32 * 200_000
+    with serving(server, parser) as url, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connected(url)) for _ in range(60)]
+        for sock in socks:
+            sock.sendall(post(b" " * 190_000, "Content-Length: 200000"))
+        full = [sock for sock in socks if select.select([sock], [], [], 0.3)[0]]
+        assert 1 <= len(full) <= 30
+        assert {answers(sock)[0][0] for sock in full} == {503}
+        assert httpx.post(url + TEXT, json={"prompt": "x", "max_tokens": 1}).status_code == 200
+        for sock in set(socks) - set(full):
+            sock.sendall(b" " * 10_000)
+            assert answers(sock)[0][0] == 400
+    assert room.left == 32 * 200_000
+
+
 def test_thousands_of_requests_in_one_piece(make_server: Callable[..., Server], parser: str) -> None:
     with serving(make_server(), parser) as url, connected(url) as sock:
         sock.sendall(GET * 3000)

@@ -25,8 +25,11 @@ MAX_NAMES = 20
 async def read(service: Service, exchange: Exchange, model: type[M]) -> M:
     """The checked body; fields that nobody knows are named in the log and in the header ``x-tuili-warning``."""
     check_media_type(exchange)
-    raw = await exchange.body(service.config.max_body_bytes)
-    found = validated(await loads(raw, service.parsing), model)
+    try:
+        raw = await exchange.body(service.config.max_body_bytes, service.room)
+        found = validated(await loads(raw, service.parsing), model)
+    finally:
+        service.room.left += exchange.taken
     ignored, passed_on = unknown(found, MAX_NAMES)
     if ignored or passed_on:
         parts = [f"ignored unknown fields: {', '.join(map(_short, ignored))}"] if ignored else []

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tuili.base.errors import OverloadedError
 from tuili.server import errors
 from tuili.server.wire import DONE, dumps, event
 
@@ -25,12 +26,27 @@ Header = tuple[bytes, bytes]
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 WARNING_LENGTH = 1000
+#: Bytes up to which a body needs no room: uvicorn holds as much for any connection.
+SMALL_BODY = 64 << 10
 JSON: Header = (b"content-type", b"application/json")
 EVENTS: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+
+
+@dataclass(slots=True)
+class BodyRoom:
+    """Bytes that the larger bodies may still take, all together, until they are parsed."""
+
+    left: int
+
+    def take(self, size: int) -> None:
+        """OverloadedError when there is no room for ``size`` bytes more."""
+        if size > self.left:
+            raise OverloadedError("too many large bodies arrive at once; send the request again later")
+        self.left -= size
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +75,15 @@ class Exchange:
         self.warning = ""
         self.extra: Sequence[Header] = ()
         self.status = 0  # of the answer, once it has begun
+        self.taken = 0  # bytes of the room for bodies
         self.receive = receive
         self._send = send
 
-    async def body(self, limit: int) -> bytes:
-        """RequestError (413) when it has more than ``limit`` bytes, ClientGone when it ends before its end."""
+    async def body(self, limit: int, room: BodyRoom) -> bytes:
+        """RequestError (413) when it has more than ``limit`` bytes, ClientGone when it ends before its end.
+
+        What it takes of ``room`` is in ``taken``, and the caller's to give back.
+        """
         length = self.headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > limit:
             raise _too_large(limit)
@@ -76,6 +96,9 @@ class Exchange:
             size += len(part)
             if size > limit:
                 raise _too_large(limit)
+            if size > SMALL_BODY:
+                room.take(len(part))
+                self.taken += len(part)
             parts.append(part)
         return b"".join(parts)
 

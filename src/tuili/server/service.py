@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from tuili.base.config import Config
 from tuili.base.errors import NotFoundError
-from tuili.server.http import Exchange, InFlight, Response, as_json
+from tuili.server.http import BodyRoom, Exchange, InFlight, Response, as_json
 from tuili.server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tuili.server.chat import Chat
     from tuili.server.completions import Completions
     from tuili.server.protocol import ChatRequest, CompletionRequest
+
+
+#: Bodies of the largest size that may arrive at once.
+LARGEST_BODIES = 32
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,14 @@ class Service:
     config: Config
     metrics: Metrics
     flight: InFlight = field(default_factory=InFlight)
+    room: BodyRoom = field(init=False)
     #: Large bodies are parsed one at a time.
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
     #: Seconds since 1970: when the model came up.
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "room", BodyRoom(LARGEST_BODIES * self.config.max_body_bytes))
 
     def model(self, name: str | None) -> str:
         """The served name. NotFoundError for any other; None means the one that is served."""
