@@ -28,7 +28,7 @@ _WEIGHT = 8
 #: Bodies up to this size (bytes) are parsed at once: the worst of them takes some milliseconds.
 INLINE_BYTES = 32 << 10
 #: What a slice of a larger body may take.
-SLICE_SECONDS = 0.005
+SLICE_SECONDS = 0.002
 #: Values between two looks at the clock, and the largest piece of a string that is read between them.
 _PAUSE_VALUES = 128
 _PIECE = 1 << 18
