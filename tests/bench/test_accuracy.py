@@ -72,8 +72,8 @@ def test_input_is_checked(tmp_path: Path) -> None:
 def test_the_stories_are_held_out() -> None:
     if not STORIES.is_file():
         pytest.skip("benchmarks/data is not here: no checkout")
-    from tuili.train.corpus import JudgedText as Trained
+    from tuili.train.corpus import Document
 
     documents = read_documents(None, 100)
     assert len({document.text for document in documents}) == 60
-    assert all(Trained("any", document.prompt or "", document.text).held_out for document in documents)
+    assert all(Document("any", document.prompt or "", document.text).held_out for document in documents)

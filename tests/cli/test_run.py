@@ -89,7 +89,7 @@ def test_answers_may_fill_the_context(tuili: Invoke, model: Path) -> None:
 
 def test_wrong_values_are_named(tuili: Invoke, model: Path) -> None:
     result = tuili("run", model, "--prompt", "x", "--temperature", 9)
-    assert "temperature must be in [0, 2]" in str(result.exception)
+    assert "temperature must be in [0.0, 2.0]" in str(result.exception)
 
 
 def chat(engine: TextEngine, lines: list[str], monkeypatch: pytest.MonkeyPatch, **fields: object) -> Session:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "pydantic", "uvicorn", "transformers", "numpy", "tokenizers", "huggingface_hub")
+HEAVY = ("torch", "uvicorn", "transformers", "numpy", "tokenizers", "huggingface_hub")
 
 
 def tuili(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

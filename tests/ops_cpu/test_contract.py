@@ -236,19 +236,25 @@ def test_a_replay_checks_values_again(kernel: Kernel, name: str) -> None:
 
 
 def test_steps_are_located_within_the_table() -> None:
+    """Of three requests that compute two positions each."""
     blocks = torch.arange(40).view(5, 8)
-    positions, rows = torch.tensor([3, 127, 0]), torch.tensor([4, 0, 2])
-    made = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), torch.zeros(3, 8, dtype=torch.int64)
-    cpu.kernels.locate(positions, rows, blocks, *made, 16)
-    assert made[0].tolist() == [32 * 16 + 3, 7 * 16 + 15, 16 * 16]
-    assert made[1].tolist() == [4, 128, 1]
-    for argument, at, bad in (("positions", 1, 128), ("positions", 0, -1), ("rows", 2, 5), ("rows", 0, -1)):
+    positions, rows = torch.tensor([[3, 4], [126, 127], [15, 16]]), torch.tensor([4, 0, 2])
+    slots, context = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    table = torch.full((3, 8), -1)
+    made = {"slots": slots, "context": context, "table": table}
+    cpu.kernels.locate(positions, rows, blocks, **made, block_size=16)
+    assert slots.tolist() == [[32 * 16 + 3, 32 * 16 + 4], [7 * 16 + 14, 7 * 16 + 15], [16 * 16 + 15, 17 * 16]]
+    assert context.tolist() == [5, 128, 17]
+    assert table.tolist() == [[32, *[-1] * 7], list(range(8)), [16, 17, *[-1] * 6]]
+    for argument, at, bad in (("positions", 3, 128), ("positions", 0, -1), ("rows", 2, 5), ("rows", 0, -1)):
         given = {"positions": positions.clone(), "rows": rows.clone()}
-        given[argument][at] = bad
+        given[argument].view(-1)[at] = bad
         with pytest.raises(KernelError, match=f"locate: element {at} of {argument} is {bad}, outside"):
-            cpu.kernels.locate(**given, blocks=blocks, slots=made[0], context=made[1], table=made[2], block_size=16)
-    with pytest.raises(KernelError, match=r"table is int64 \[3, 7\]; it has to be int64 \[count stride\], dense"):
-        cpu.kernels.locate(positions, rows, blocks, *made[:2], torch.zeros(3, 7, dtype=torch.int64), 16)
+            cpu.kernels.locate(**given, blocks=blocks, **made, block_size=16)
+    with pytest.raises(KernelError, match=r"table is int64 \[3, 7\]; it has to be int64 \[requests stride\], dense"):
+        cpu.kernels.locate(positions, rows, blocks, slots, context, table[:, :7].clone(), 16)
+    with pytest.raises(KernelError, match="each=0"):
+        cpu.kernels.locate(positions[:, :0], rows, blocks, **(made | {"slots": slots[:, :0]}), block_size=16)
 
 
 def test_a_gradient_is_the_references() -> None:

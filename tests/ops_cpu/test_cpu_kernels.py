@@ -264,6 +264,11 @@ def test_describe_says_what_runs() -> None:
         cpu.set_threads(0)
 
 
+def test_the_library_of_a_checkout_is_current() -> None:
+    """Where there is one, or else the tests of kernels would be skipped without a word."""
+    assert cpu.describe().why == "" or "rebuild" not in cpu.describe().why, cpu.describe().why
+
+
 def test_a_library_of_other_sources_is_not_used() -> None:
     found, why = library._load(Path(torch._C.__file__))
     assert found is None

@@ -155,6 +155,21 @@ def test_a_replay_refuses_blocks_rows_and_ids_that_are_not_there() -> None:
     assert torch.equal(have, want)
 
 
+def test_models_on_different_kernels_live_side_by_side() -> None:
+    """Neither changes the other's bits, nor what it has captured."""
+    one, other = model(LLAMA), model("llama-f32")
+    inputs = [step(np.random.default_rng(seed), 3) for seed in range(5)]
+    alone = [[eager(inner, kv, each) for each in inputs] for inner, kv in ((one, pool(one)), (other, pool(other)))]
+    assert not torch.equal(alone[0][0], alone[1][0]), "other kernels, other last bits"
+    taken, kv = steps(one, pool(one)), pool(other)
+    for each, *want in zip(inputs, *alone, strict=True):
+        have = captured(taken, each)
+        assert have is not None
+        assert torch.equal(eager(other, kv, each), want[1])
+        assert torch.equal(have, want[0])
+    assert (taken.why, taken.shapes) == ("", [(3, 1)])
+
+
 def test_threads_and_instruction_sets_may_change_after_the_recording() -> None:
     inner = model("llama-bf16+cpu")
     kv = pool(inner)

@@ -364,9 +364,13 @@ def test_a_full_queue(make_server: Callable[..., Server]) -> None:
             first = asyncio.create_task(client.post(TEXT, json=body))
             while not server.engine.snapshot().num_running:
                 await asyncio.sleep(0.001)
-            found = [await client.post(TEXT, json={**body, "stream": stream}) for stream in (False, True)]
+            others = [
+                asyncio.create_task(client.post(TEXT, json={**body, "stream": stream})) for stream in (False, True)
+            ]
+            while len(server.app.service.flight) < 3:  # all have asked; the engine looks at them when its step is done
+                await asyncio.sleep(0.001)
             executor(server.engine).gate.set()
-            return [await first, *found]
+            return [await first, *[await other for other in others]]
 
     first, *others = run(two_at_once())
     assert first.status_code == 200

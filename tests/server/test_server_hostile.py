@@ -122,8 +122,9 @@ def test_the_number_of_values_is_bounded() -> None:
     assert len(small(body(b"65", wire.MAX_VALUES * 7))["prompt"]) == wire.MAX_VALUES * 7
     assert len(small(body(b'"x"', wire.MAX_VALUES - 3))["prompt"]) == wire.MAX_VALUES - 3
     for raw in (body(b"65", wire.MAX_VALUES * 9), body(b'"x"', wire.MAX_VALUES), body(b"[]", wire.MAX_VALUES)):
-        with pytest.raises(RequestError, match="more than 65536 values"):
+        with pytest.raises(RequestError, match="more than 65536 values") as caught:
             small(raw)
+        assert caught.value.param == "prompt"
 
 
 def pieces(raw: bytes) -> Iterator[float]:

@@ -81,6 +81,8 @@ def sweep(
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Every arm at every number of rows, ``seconds`` each; copies of a matrix fill ``cold_bytes``."""
+    import torch
+
     threads = threads or machine.thread_counts()[-1]
     points: list[Point] = []
     with machine.team(threads), torch.inference_mode():

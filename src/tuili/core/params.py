@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -104,7 +104,18 @@ class SamplingParams:
 
     def with_(self, **changes: object) -> SamplingParams:
         """A copy with ``changes``, checked."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        twin = copy.copy(self)
+        for name, value in changes.items():
+            setattr(twin, name, value)
+        twin.__post_init__()
+        return twin
+
+    def __copy__(self) -> SamplingParams:
+        """Not checked."""
+        twin = object.__new__(SamplingParams)
+        for name in self.__slots__:
+            setattr(twin, name, getattr(self, name))
+        return twin
 
     def clone(self) -> SamplingParams:
         """A copy that shares nothing with this one."""

@@ -12,8 +12,7 @@ from tuili.server.cors import Cors
 from tuili.server.errors import ClientGone, HTTPRequestError
 from tuili.server.http import Exchange, Message, Receive, Response, Send
 from tuili.server.metrics import Metrics
-from tuili.server.routes import Route
-from tuili.server.service import Service
+from tuili.server.service import Route, Service
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine

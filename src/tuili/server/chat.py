@@ -12,12 +12,19 @@ from tuili.server import schemas
 from tuili.server.body import read
 from tuili.server.generation import Generation
 from tuili.server.http import Exchange, Response
+from tuili.server.inputs import (
+    asked,
+    called,
+    check_choices,
+    check_control,
+    encode_chat,
+    opens_answer,
+    sampling_params,
+    truncated,
+)
 from tuili.server.logprobs import chat_logprobs, prompt_logprobs
-from tuili.server.prompts import encode_chat, opens_answer
 from tuili.server.protocol import ChatRequest
-from tuili.server.routes import BODY_ERRORS, Route
-from tuili.server.sampling import asked, called, check_choices, check_control, sampling_params, truncated
-from tuili.server.service import Call, Service
+from tuili.server.service import BODY_ERRORS, Call, Route, Service
 from tuili.server.wire import Envelopes, event
 
 

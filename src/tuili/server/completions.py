@@ -15,11 +15,10 @@ from tuili.server import schemas
 from tuili.server.body import read
 from tuili.server.generation import Generation
 from tuili.server.http import Exchange, Response
+from tuili.server.inputs import asked, check_choices, check_control, sampling_params, truncated
 from tuili.server.logprobs import CompletionLogprobs, Offsets, joined, prompt_logprobs
 from tuili.server.protocol import CompletionRequest
-from tuili.server.routes import BODY_ERRORS, Route
-from tuili.server.sampling import asked, check_choices, check_control, sampling_params, truncated
-from tuili.server.service import Call, Service
+from tuili.server.service import BODY_ERRORS, Call, Route, Service
 from tuili.server.wire import Envelopes, event
 
 #: Default of max_tokens, as in OpenAI's and vLLM's API.

@@ -142,7 +142,7 @@ class Labelled:
         return lambda value: family.of(*self.values, value)
 
     def histogram(self, name: str, help: str, buckets: Sequence[float]) -> Spread:
-        return MetricFamily(self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
+        return MetricFamily[Spread](self.registry, name, help, self.names, lambda: Spread(buckets)).of(*self.values)
 
 
 class RequestSeries:
@@ -255,7 +255,7 @@ class FrontendMetrics:
         self.http_requests = MetricFamily(
             make.registry, "http_requests", "HTTP requests by route.", (*labels, "status"), Count
         )
-        self.http_seconds = MetricFamily(
+        self.http_seconds = MetricFamily[Spread](
             make.registry,
             "http_request_duration_seconds",
             "Until the last byte of the answer.",

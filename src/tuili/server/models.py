@@ -8,10 +8,9 @@ from tuili.base.errors import RequestError
 from tuili.server import schemas
 from tuili.server.body import read
 from tuili.server.http import Exchange, Response, as_json
-from tuili.server.prompts import encode_chat
+from tuili.server.inputs import encode_chat
 from tuili.server.protocol import DetokenizeRequest, TokenizeRequest
-from tuili.server.routes import BODY_ERRORS, Route
-from tuili.server.service import Service
+from tuili.server.service import BODY_ERRORS, Route, Service
 
 
 def card(service: Service) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from pydantic.json_schema import models_json_schema
 
 from tuili import __version__
 from tuili.server.http import Exchange, Response, as_json
-from tuili.server.routes import Route
 from tuili.server.schemas import ErrorAnswer
-from tuili.server.service import Service
+from tuili.server.service import Route, Service
 
 #: One server-sent event.
 EVENT = {

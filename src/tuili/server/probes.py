@@ -9,8 +9,7 @@ from tuili.base.errors import EngineDead
 from tuili.server import schemas
 from tuili.server.errors import ShuttingDown
 from tuili.server.http import Exchange, Response, as_json
-from tuili.server.routes import Route
-from tuili.server.service import Service
+from tuili.server.service import Route, Service
 
 
 async def health(service: Service, exchange: Exchange) -> Response:

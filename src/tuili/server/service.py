@@ -1,11 +1,14 @@
-"""What every route works with, and what one call of a route is."""
+"""What a route is, what every route works with, and what one call of a route is."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from tuili.base.config import Config
 from tuili.base.errors import NotFoundError
@@ -61,3 +64,23 @@ class Service:
             await exchange.stream(work.events(), self.flight)
             return None
         return as_json(await self.flight.run(work.answer(), exchange.receive))
+
+
+Handler = Callable[[Service, Exchange], Awaitable[Response | None]]
+#: Statuses of a route that takes a body.
+BODY_ERRORS = (400, 404, 408, 413, 415)
+
+
+@dataclass(frozen=True)
+class Route:
+    """``handler`` returns a whole answer, or None when it has sent one. ``takes`` is the body's model, ``gives`` the
+    answer's (None: no body; a string: that media type, as text), ``errors`` the statuses of its errors; with
+    ``streams`` it may also answer in events."""
+
+    method: str
+    path: str
+    handler: Handler
+    gives: type[BaseModel] | str | None = None
+    takes: type[BaseModel] | None = None
+    errors: tuple[int, ...] = ()
+    streams: bool = False

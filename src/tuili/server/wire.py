@@ -216,7 +216,8 @@ class SlowReader:
     def _value(self) -> Generator[None, None, Any]:
         self.weight += _WEIGHT
         if self.weight > MAX_VALUES * _WEIGHT:
-            raise RequestError(f"the body holds more than {MAX_VALUES} values; send less in one request")
+            message = f"the body holds more than {MAX_VALUES} values; send less in one request"
+            raise RequestError(f"{self.field}: {message}" if self.field else message, self.field or None)
         if self.weight % (_WEIGHT * _PAUSE_VALUES) < _WEIGHT:
             yield
         char = self.text[self.at : self.at + 1]

@@ -348,5 +348,5 @@ LOCATE = Kernel(
         written("table", "requests stride", "int64"),
         Size("block_size"),
     ),
-    ("block_size > 0",),
+    ("block_size > 0", "each > 0"),
 )

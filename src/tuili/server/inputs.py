@@ -1,22 +1,34 @@
-"""From a request's fields to what is asked of the engine: the user's value, else the model's default, else vLLM's."""
+"""From a request's fields to what is asked of the engine: the ids of its prompt, and how to go on from there.
+
+A field's value is the user's, else the model's default, else vLLM's. What a chat template cannot check is checked here.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import random
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tuili.base.config import Config
 from tuili.base.errors import RequestError
 from tuili.core.params import SamplingParams
 from tuili.engine.admission import MAX_CHOICES, Asked, too_many_choices
-from tuili.server.protocol import ChatRequest, CompletionRequest, Control
+from tuili.engine.tokenizer import LONG_TEXT
+from tuili.server.protocol import ChatRequest, CompletionRequest, Control, Message, TokenizeRequest
 from tuili.server.service import Call, Service
 
 if TYPE_CHECKING:
     from tuili.engine.text import TextEngine
 
+#: Characters that a template may put around a message.
+MARKUP = 20
+#: Names that the server gives to the template itself.
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
 #: Fields of a request that go into SamplingParams as they are.
 PLAIN = (
     "n",
@@ -47,7 +59,7 @@ def sampling_params(
     """Raises RequestError that names the field for values out of range."""
     defaults = engine.sampling_defaults
     values: dict[str, Any] = {name: defaults[name] for name in PLAIN if defaults.get(name) is not None}
-    values |= {name: getattr(request, name) for name in PLAIN if getattr(request, name) is not None}
+    values |= {name: value for name in PLAIN if (value := getattr(request, name)) is not None}
     for name in ("stop_token_ids", "allowed_token_ids"):
         size, most = len(values.get(name) or ()), engine.bounds.vocab_size
         if size > most:  # told before anybody looks at them one by one
@@ -65,7 +77,7 @@ def _token_id(key: str) -> int:
 
 def asked(call: Call, request: Control, ids: list[int], params: SamplingParams) -> Asked:
     """Clients may repeat a request's id, the engine must not see it twice."""
-    id = f"{call.id}-{uuid.uuid4().hex[:8]}"
+    id = f"{call.id}-{random.getrandbits(32):08x}"
     return Asked(ids, params, id, call.arrival, request.priority or 0, request.cache_salt)
 
 
@@ -111,3 +123,67 @@ def truncated(ids: list[int], request: Control, engine: TextEngine, reserve: int
     if keep == -1:
         keep = max(1, engine.max_model_len - reserve)
     return ids[:keep] if request.truncation_side == "right" else ids[-keep:]
+
+
+# ----------------------------------------------------------------------------------------------------- chats
+
+
+def opens_answer(request: ChatRequest | TokenizeRequest) -> bool:
+    """Whether the prompt ends with the start of an answer: yes, unless the last message is to be continued."""
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt cannot both be true", "continue_final_message"
+        )
+    if request.add_generation_prompt is None:
+        return not request.continue_final_message
+    return request.add_generation_prompt
+
+
+async def encode_chat(
+    request: ChatRequest | TokenizeRequest, engine: TextEngine, config: Config, kwargs: dict[str, Any], fits: bool
+) -> list[int]:
+    """Token ids of the rendered chat, which must fit the context unless ``fits`` is False. RequestError for wrong
+    messages, no template, or a template that refuses them."""
+    if request.chat_template is not None and not config.trust_request_chat_template:
+        raise RequestError(
+            "chat_template in a request runs code of the client; start the server with --trust-request-chat-template "
+            "to allow it",
+            "chat_template",
+        )
+    taken = RESERVED & (request.chat_template_kwargs or {}).keys()
+    if taken:
+        raise RequestError(f"chat_template_kwargs cannot set {', '.join(sorted(taken))}", "chat_template_kwargs")
+    options: dict[str, Any] = {
+        "tools": request.tools or None,
+        "documents": getattr(request, "documents", None),
+        "chat_template": request.chat_template,
+        "add_generation_prompt": opens_answer(request),
+        "continue_final_message": bool(request.continue_final_message),
+        "add_special_tokens": bool(request.add_special_tokens),
+        "kwargs": {**kwargs, **(request.chat_template_kwargs or {})},
+        "fits": fits,
+    }
+
+    def encode() -> list[int]:
+        return engine.encode_chat([plain_message(message) for message in request.messages or ()], **options)
+
+    plain = not (request.chat_template or options["tools"] or options["documents"])
+    if plain and sum(map(_size, request.messages or ())) <= LONG_TEXT:
+        return encode()
+    return await asyncio.to_thread(encode)
+
+
+def _size(message: Message) -> int:
+    """Characters of a message, and some for what the template puts around it."""
+    content = message.content or ""
+    parts = [content] if isinstance(content, str) else [part.text or "" for part in content]
+    return sum(len(text) + MARKUP for text in parts)
+
+
+def plain_message(message: Message) -> dict[str, Any]:
+    """The message as templates know it, ``reasoning`` under both of its names."""
+    plain = message.model_dump(exclude_none=True)
+    reasoning = plain.get("reasoning", plain.get("reasoning_content"))
+    if reasoning is not None:
+        plain["reasoning"] = plain["reasoning_content"] = reasoning
+    return plain
