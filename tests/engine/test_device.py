@@ -114,7 +114,7 @@ def test_on_a_cpu_the_kernels_that_were_built_compute(monkeypatch, caplog):
     plain = Config(device="cpu")
     assert backend(plain) == ("cpu" if cpu.describe().built else "reference")
     assert backend(plain.with_(deterministic=True)) == backend(plain), "all of them are invariant"
-    monkeypatch.setattr(cpu, "describe", lambda: cpu.Description("", 0, "no compiler was there"))
+    monkeypatch.setattr(cpu, "describe", lambda: cpu.LibrarySupport("", 0, "no compiler was there"))
     with caplog.at_level(logging.INFO, "tuili"):
         assert backend(plain) == "reference"
     assert "no compiler was there" in caplog.text

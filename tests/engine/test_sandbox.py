@@ -86,6 +86,10 @@ HOSTILE = {
 }  # fmt: skip
 
 
+#: Those that only take time: watching their memory takes several times as long.
+WORKING = ("loops", "silent loops", "loops that filter", "macros", "long body", "steps given back")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_would_not_end_is_refused_at_once(name: str) -> None:
     template = ChatTemplate(HOSTILE[name])
@@ -93,6 +97,8 @@ def test_what_would_not_end_is_refused_at_once(name: str) -> None:
     with pytest.raises(RequestError, match="the chat template failed"):
         template.render(USER)
     assert time.process_time() - start < 10
+    if name in WORKING:
+        return
     tracemalloc.start()
     with pytest.raises(RequestError, match="the chat template failed"):
         template.render(USER)

@@ -61,8 +61,8 @@ def recast(r: dict[str, Any]) -> str:
     if not share:
         return ""
     return (
-        f" {share:.0%} of the stories had their hero, or a place or thing in them, replaced by another one\n"
-        "that the prompt names (`tuili.train.recast`)."
+        f" {share:.0%} of the stories told in chats had their hero, or a place or thing in them, replaced by another\n"
+        "one that the prompt names (`tuili.train.recast`)."
     )
 
 
@@ -71,8 +71,8 @@ def raw(r: dict[str, Any]) -> str:
     if not share:
         return ""
     return (
-        f" {share:.0%} of the documents were trained as raw text, from their beginning or from within, without a\n"
-        "token before it."
+        f" {share:.0%} of the documents were trained as raw text, from their beginning or from within,\n"
+        "without a token before it."
     )
 
 
