@@ -89,7 +89,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", GenerationBlock],
-            finalize=_write,
+            finalize=_go_through,
         )
         self.filters["tojson"] = _tojson
         self.filters = {name: _bounded(name, call) for name, call in self.filters.items() if name not in DROPPED}
@@ -299,12 +299,6 @@ def _tojson(
         budget.look_at(piece)
         pieces.append(piece)
     return "".join(pieces)
-
-
-@pass_context
-def _write(context: Context, value: Any) -> Any:
-    budget_of(context).go_through(value)
-    return value
 
 
 @pass_context
