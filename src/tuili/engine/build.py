@@ -18,8 +18,8 @@ from tuili.engine.admission import Bounds
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
-from tuili.engine.device import able, backend, open_device, place
-from tuili.engine.engine import Engine, told_as_it_is
+from tuili.engine.device import able, backend, open_device, place_of
+from tuili.engine.engine import Engine, describe_error
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
 from tuili.engine.resolve import effective, resolve
@@ -94,7 +94,7 @@ def start_on_card(
     """The engine of ``config`` on a card, and that config resolved: the KV cache gets what is seen to be left, unless
     ``config`` says how large it is. ``resolved`` is what was estimated. ConfigError with settings that fit where the
     memory ends."""
-    from tuili.engine.profile import CudaMeter, ended, is_end, measure, told
+    from tuili.engine.profile import CudaMeter, describe_out_of_memory, explain_out_of_memory, is_out_of_memory, measure
 
     spec, meter = checkpoint.spec, CudaMeter()
     memory = memory_of(resolved, spec, machine)
@@ -103,20 +103,24 @@ def start_on_card(
         return lambda size: savings(resolved, spec, memory, size, doing)
 
     before = meter.allocated()
-    with told(LOADING, advice(LOADING)):
+    with explain_out_of_memory(LOADING, advice(LOADING)):
         model = load(resolved, checkpoint, progress)
     if config.num_gpu_blocks_override is None and config.kv_cache_memory_bytes is None:
-        with told(MEASURING, advice(MEASURING)):
+        with explain_out_of_memory(MEASURING, advice(MEASURING)):
             outside = max(0, machine.gpu_memory - machine.gpu_free - before)
             measured = measure(resolved, partial(_open_small, resolved, model), meter, before, outside)
         resolved = resolve(config, spec, machine, measured)
         memory = memory_of(resolved, spec, machine, measured)
     log.info("memory of %s:\n%s", machine.gpu, memory_table(memory, resolved.num_gpu_blocks_override or 0))
-    with told(ALLOCATING, advice(ALLOCATING)):
+    with explain_out_of_memory(ALLOCATING, advice(ALLOCATING)):
         executor = open_executor(resolved, model, progress)
 
     def explain(error: Exception) -> str:
-        return ended(COMPUTING, error, advice(COMPUTING)) if is_end(error) else told_as_it_is(error)
+        return (
+            describe_out_of_memory(COMPUTING, error, advice(COMPUTING))
+            if is_out_of_memory(error)
+            else describe_error(error)
+        )
 
     return resolved, start(resolved, executor, explain)
 
@@ -126,7 +130,7 @@ def _open_small(config: Config, model: Decoder, num_blocks: int, sizes: Sequence
     return open_executor(config.with_(num_gpu_blocks_override=num_blocks), model, sizes=sizes)
 
 
-def start(config: Config, executor: Executor, explain: Callable[[Exception], str] = told_as_it_is) -> Engine:
+def start(config: Config, executor: Executor, explain: Callable[[Exception], str] = describe_error) -> Engine:
     """The engine of a resolved config on the executor that was opened for it."""
     clock = WallClock()
     scheduler = Scheduler(
@@ -190,7 +194,7 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
     plain = kernels.backend != "cpu" and scheme == Scheme()
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     length = cast(int, config.max_model_len)
-    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place(config), kernels)
+    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place_of(config), kernels)
     if config.compile:
         from tuili.layers.compiled import Compiled
 

@@ -103,7 +103,7 @@ def backend(config: Config) -> str:
     return "reference"
 
 
-def place(config: Config) -> str:
+def place_of(config: Config) -> str:
     """Where the tensors of a resolved config are, as torch calls it."""
     return "cuda" if config.device == "cuda" else "cpu"
 

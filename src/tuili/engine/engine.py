@@ -48,7 +48,7 @@ class _Flight:
     schedule_seconds: float
 
 
-def told_as_it_is(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -67,7 +67,7 @@ class Engine:
         executor: Executor,
         clock: Clock,
         depth: int = 1,
-        explain: Callable[[Exception], str] = told_as_it_is,
+        explain: Callable[[Exception], str] = describe_error,
     ):
         if depth < 1:
             raise ConfigError(f"the engine's depth must be at least 1, got {depth}")

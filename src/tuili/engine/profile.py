@@ -127,18 +127,18 @@ def asked_for(error: Exception) -> int:
 
 
 @contextmanager
-def told(doing: str, advice: Callable[[int], str]) -> Iterator[None]:
+def explain_out_of_memory(doing: str, advice: Callable[[int], str]) -> Iterator[None]:
     """ConfigError where the card's memory ends while ``doing`` something; ``advice`` gets the bytes it asked for."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ConfigError(ended(doing, error, advice)) from error
+        raise ConfigError(describe_out_of_memory(doing, error, advice)) from error
 
 
-def is_end(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def ended(doing: str, error: Exception, advice: Callable[[int], str]) -> str:
+def describe_out_of_memory(doing: str, error: Exception, advice: Callable[[int], str]) -> str:
     size = asked_for(error)
     return f"the card's memory ended while {doing}, which asked for {in_mib(size) if size else 'more'}.\n{advice(size)}"
