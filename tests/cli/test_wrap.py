@@ -66,6 +66,11 @@ def test_a_word_longer_than_a_line_is_left_whole_and_not_held_back() -> None:
     assert wrapped("see http://example.org/a/b now", 10) == "see\nhttp://example.org/a/b\nnow"
 
 
+def test_an_indent_that_leaves_no_room_for_its_word_is_dropped() -> None:
+    assert wrapped(" 。。", 4) == "。。"
+    assert wrapped("ab\n  abc", 4) == "ab\nabc"
+
+
 @pytest.mark.parametrize(("text", "want"), [("推理推理推理", "推理推\n理推理"), ("推理推。理", "推理\n推。理")])
 def test_wide_letters_may_break_anywhere_but_not_before_their_mark(text: str, want: str) -> None:
     assert wrapped(text, 7) == want

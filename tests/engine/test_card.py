@@ -125,7 +125,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     found = Card(weights=200 * MIB, activations=300 * MIB, first=20 * MIB, other=MIB, context=500 * MIB, others=GIB)
     monkeypatch.setattr(build, "probe", lambda: CARD)
     monkeypatch.setattr(build, "open_device", lambda config: Interpreter())
-    monkeypatch.setattr(build, "place", lambda config: "cpu")
+    monkeypatch.setattr(build, "place_of", lambda config: "cpu")
     monkeypatch.setattr("tuili.engine.profile.CudaMeter", lambda: found)
     monkeypatch.setattr("tuili.ops.triton.describe", lambda: TritonSupport(True, card="H200"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

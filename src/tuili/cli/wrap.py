@@ -63,9 +63,9 @@ class WordWrap:
             self.code = self.fenced or spaces.startswith(("\t", " " * 4))
             self.fenced ^= word.startswith(FENCES)
         end = cell_len((" " * self.column + spaces).expandtabs()) + cell_len(word)
-        if end > self.columns() and self.column and not self.code and not inside:
-            self.column = cell_len(word)
-            return "\n" + word
+        if end > self.columns() and not self.code and not inside:
+            broken, self.column = "\n" if self.column else "", cell_len(word)
+            return broken + word
         self.column = end
         return spaces + word
 
