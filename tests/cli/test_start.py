@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tuili.cli import VERBS
+
 HEAVY = ("torch", "uvicorn", "transformers", "numpy", "tokenizers", "huggingface_hub")
 
 
@@ -62,6 +64,13 @@ def test_nothing_heavy_is_imported(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY 0 []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_line_of_a_verb_begins_as_its_own_help(verb: str) -> None:
+    said = " ".join(tuili(verb, "--help").stdout.split())
+    start = VERBS[verb][1].split(",")[0].split(";")[0].rstrip(".")
+    assert start in said
 
 
 def test_version() -> None:

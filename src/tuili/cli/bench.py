@@ -17,7 +17,9 @@ from tuili.base.errors import ConfigError, TuiliError
 from tuili.cli.options import ENGINE_GROUPS, Settings, finite, takes_config
 from tuili.cli.progress import counting, loading
 
-app = typer.Typer(help="Measure: a server from outside, or the engine in this process.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure: a server from outside, or the engine in this process.", no_args_is_help=True, add_completion=False
+)
 
 
 class Dataset(StrEnum):

@@ -13,7 +13,7 @@ from tuili.base import config as base
 from tuili.base.errors import ConfigError, nearest
 from tuili.cli.options import ALL_GROUPS, DEFAULT, Settings, default_text, flag, takes_config
 
-app = typer.Typer(help="Show and explain the options.", no_args_is_help=True)
+app = typer.Typer(help="Show and explain the options.", no_args_is_help=True, add_completion=False)
 
 #: Where a value of the resolved config comes from when nobody set it.
 RESOLVED = "auto (resolved)"

@@ -19,6 +19,8 @@ import typer
 
 from tuili.base.errors import ConfigError
 
+app = typer.Typer(add_completion=False)
+
 PASS, WARN, FAIL = "pass", "warn", "fail"
 GIB = 1 << 30
 
@@ -33,6 +35,7 @@ class Check:
     fix: str = ""
 
 
+@app.command()
 def doctor(json_output: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
     """Check this machine: cores, memory, instruction sets, torch, compiler, GPU, embedded model, disk. Exit 1 if one
     fails."""

@@ -16,7 +16,9 @@ from tuili.cli.options import finite
 if TYPE_CHECKING:
     from tuili.plan.memory import MemoryPlan
 
-app = typer.Typer(help="Compute what fits and how fast it will be, before anything runs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Compute what fits and how fast it will be, before anything runs.", no_args_is_help=True, add_completion=False
+)
 
 ModelArgument = Annotated[str, typer.Argument(help="Directory, config.json, hub id (only that file), or 'embedded'.")]
 WidthOption = Annotated[

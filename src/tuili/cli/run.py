@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tuili.core.params import SamplingParams
     from tuili.engine.text import TextEngine
 
+app = typer.Typer(add_completion=False)
+
 HELP = """\
 /system TEXT   set the system prompt (without TEXT: show it); starts a new conversation
 /reset         forget the conversation
@@ -36,6 +38,7 @@ Ctrl-C         stop the answer"""
 ANSWER_ROOM = 256
 
 
+@app.command()
 @takes_config(*ENGINE_GROUPS)
 def run(
     settings: Settings,

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from tuili.train.run import TrainingRun
 
-app = typer.Typer(help="Train models from recipes.", no_args_is_help=True)
+app = typer.Typer(help="Train models from recipes.", no_args_is_help=True, add_completion=False)
 
 RecipeFile = Annotated[Path, typer.Argument(help="TOML recipe, such as recipes/target.toml", metavar="RECIPE")]
 Data = Annotated[Path | None, typer.Option(help="corpus archive; instead of the recipe's data.path")]
