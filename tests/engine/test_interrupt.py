@@ -11,6 +11,7 @@ import pytest
 
 OPENING = """
 import gc, os, random, signal, sys, threading, time, weakref
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 from tuili import LLM, SamplingParams
 llm = LLM({model!r}, threads=1, max_num_seqs=4, max_num_batched_tokens=64, num_gpu_blocks_override=128)
 prompts = [[5 + i] * (3 + 9 * i) for i in range(9)]

@@ -14,7 +14,7 @@ from tuili import ops
 from tuili.base.errors import KernelError
 from tuili.ops import cpu
 from tuili.ops.cpu import abi, library
-from tuili.ops.cpu.contract import FLOATS, KERNELS, SCALES, Kernel, Size, Tensor
+from tuili.ops.cpu.contract import CACHED, FLOATS, KERNELS, SCALES, STORED, Kernel, Size, Tensor
 
 pytestmark = pytest.mark.skipif(not cpu.describe().built, reason=f"the C++ kernels: {cpu.describe().why}")
 
@@ -106,7 +106,7 @@ def test_a_kernel_has_the_arguments_of_its_op(kernel: Kernel) -> None:
 def test_another_dtype(kernel: Kernel, tensor: Tensor) -> None:
     """Floats of the call's dtype may be others for the reference; everything else is refused."""
     found = arguments(kernel)
-    if tensor.dtype in (FLOATS, SCALES):
+    if tensor.dtype in (FLOATS, SCALES, STORED, CACHED):
         wide = [t.name for t in given(kernel) if t.dtype == tensor.dtype]
         found |= {name: found[name].double() for name in wide}
         entry = ops.table[kernel.name]
@@ -216,9 +216,9 @@ def test_the_first_id_outside_is_named() -> None:
     with pytest.raises(KernelError, match="embedding: element 2 of ids is 100, outside of 0 to 99"):
         ops.embedding.implementations["cpu"](weight, ids)
     with pytest.raises(KernelError, match="element 0 of ids is -1, outside"):
-        cpu.packed_embedding.implementations["cpu"](cpu.pack(weight), 100, 8, ids.flip(0))
+        cpu.packed_embedding.implementations["cpu"](ids.flip(0), cpu.pack(weight), 100, 8, weight.dtype)
     with pytest.raises(KernelError, match="outside of 0 to 99"):  # the tiles hold 112 rows
-        cpu.packed_embedding.implementations["cpu"](cpu.pack(weight), 100, 8, ids[:3])
+        cpu.packed_embedding.implementations["cpu"](ids[:3], cpu.pack(weight), 100, 8, weight.dtype)
 
 
 @pytest.mark.parametrize(("kernel", "name"), HELD)

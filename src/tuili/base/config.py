@@ -53,7 +53,13 @@ class Config:
     served_model_name: str | None = option(None, "Name that clients use; default: the model as given.", group="model")
     dtype: str = option(
         "auto",
-        "Type of weights and activations; auto: the checkpoint's, where the machine computes fast in it.",
+        "Type in which weights are stored; auto: the checkpoint's.",
+        group="model",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    activation_dtype: str = option(
+        "auto",
+        "Type of activations; auto: the weights' where the machine multiplies it fast, else float32.",
         group="model",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
@@ -113,10 +119,10 @@ class Config:
     block_size: int = option(16, "Positions per KV block.", group="cache", unit="tokens", minimum=1, maximum=1024)
     kv_cache_dtype: str = option(
         "auto",
-        "Type of the KV cache; auto: the activations'; int8, fp8 (E4M3): half of bfloat16's memory, a scale per token "
-        "and head.",
+        "Type of the KV cache; auto: the activations', or bfloat16 beside such weights; int8, fp8 (E4M3): half of "
+        "bfloat16's memory, a scale per token and head.",
         group="cache",
-        choices=("auto", "int8", "fp8"),
+        choices=("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
     )
     kv_cache_memory_bytes: int | None = option(
         None,

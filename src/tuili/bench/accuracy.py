@@ -212,7 +212,9 @@ def _size(engine: Opened) -> dict[str, Any]:
 
     config, spec = engine.text.config, engine.runner.model.spec
     names = ("dtype", "quantization", "quantization_group_size", "kv_cache_dtype")
-    size = weight_bytes(spec, config.dtype, scheme_of(config.quantization, config.quantization_group_size))
+    size = weight_bytes(
+        spec, config.activation_dtype, scheme_of(config.quantization, config.quantization_group_size, config.dtype)
+    )
     chosen = {name: getattr(config, name) for name in names if hasattr(config, name)}
     return chosen | {"weight_bytes": size, "bits_per_weight": 8 * size / parameter_count(spec)}
 

@@ -262,7 +262,7 @@ def _decode(config: Any, widths: list[int], prompt: int, output: int, repeats: i
 
     spec, found = open_spec(config.model), []
     engine = arms.open_engine(config, max(widths))
-    kept = engine.config.dtype, None if config.quantization == "none" else scheme_of(config.quantization)
+    kept = engine.config.activation_dtype, scheme_of(config.quantization, dtype=engine.config.dtype)
     try:
         for count in widths:
             step = decode_step(spec, kept, [prompt + output // 2] * count)

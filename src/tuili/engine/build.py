@@ -27,7 +27,7 @@ from tuili.engine.text import TextEngine
 from tuili.engine.tokenizer import Tokenizer
 from tuili.models.checkpoint import Checkpoint, open_checkpoint
 from tuili.models.shards import weight_files
-from tuili.quant.scheme import Scheme, scheme_of
+from tuili.quant.scheme import scheme_of
 
 if TYPE_CHECKING:
     from tuili.core.executor import Executor
@@ -188,13 +188,14 @@ def load(config: Config, checkpoint: Checkpoint, progress: Progress | None = Non
     kernels = ops.kernels_of(backend(config))
     if kernels.backend == "cpu":
         cpu.set_threads(threads)
-    scheme = scheme_of(config.quantization, config.quantization_group_size)
+    scheme = scheme_of(config.quantization, config.quantization_group_size, config.dtype)
     if kernels.backend == "reference" and config.quantization != "none":
         log.info("quantization: %s on torch's references, exact and slow", config.quantization)
-    plain = kernels.backend != "cpu" and scheme == Scheme()
+    activations = config.activation_dtype
+    plain = kernels.backend != "cpu" and scheme.format == "dense" and config.dtype == activations
     watch = progress and (lambda name, done, total: progress("loading weights", done, total))
     length = cast(int, config.max_model_len)
-    model = load_model(checkpoint, config.dtype, length, watch, None if plain else scheme, place_of(config), kernels)
+    model = load_model(checkpoint, activations, length, watch, None if plain else scheme, place_of(config), kernels)
     if config.compile:
         from tuili.layers.compiled import Compiled
 

@@ -37,7 +37,16 @@ def able(config: Config, machine: Hardware) -> tuple[Config, Hardware]:
         return _able_on_cuda(config), machine
     if config.kernels == "triton" and (why := _no_triton(interpreted=True)):
         raise ConfigError(f"--kernels triton on a CPU is interpreted, to test it: {why}")
-    return config, machine
+    return _able_on_cpu(config), machine
+
+
+def _able_on_cpu(config: Config) -> Config:
+    from tuili.ops import cpu
+
+    if config.kernels != "auto" or cpu.describe().built:
+        return config
+    log.warning("kernels: torch's references, exact and slow: %s", cpu.describe().why)
+    return config.with_(kernels="reference")
 
 
 def _able_on_cuda(config: Config) -> Config:
@@ -97,10 +106,7 @@ def backend(config: Config) -> str:
         return "reference"
     if config.device == "cuda" or config.kernels == "triton":
         return "triton_invariant" if config.deterministic else "triton"
-    if cpu.describe().built:
-        return "cpu"
-    log.warning("kernels: torch's references, exact and slow: %s", cpu.describe().why)
-    return "reference"
+    return "cpu" if cpu.describe().built else "reference"
 
 
 def place_of(config: Config) -> str:

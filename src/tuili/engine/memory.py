@@ -71,14 +71,13 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware, measured: Mea
     """The memory of a config whose dtype, device and step sizes are resolved."""
     cuda = config.device == "cuda"
     taken = measured or _estimated(config, spec)
-    kv_dtype = config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     return MemoryTable(
         total=hardware.gpu_memory if cuda else hardware.available_memory,
         available=hardware.gpu_free if cuda else hardware.available_memory,
         share=config.gpu_memory_utilization,
         weights=taken.weights,
         activations=taken.activations,
-        block=pool_bytes(spec, 1, config.block_size, kv_dtype),
+        block=pool_bytes(spec, 1, config.block_size, config.kv_cache_dtype),
         block_size=config.block_size,
         quantization=config.quantization,
         graphs=taken.graphs,
@@ -88,9 +87,9 @@ def memory_of(config: Config, spec: ModelSpec, hardware: Hardware, measured: Mea
 
 
 def _estimated(config: Config, spec: ModelSpec) -> Measured:
-    scheme = scheme_of(config.quantization, config.quantization_group_size)
-    weights = weight_bytes(spec, config.dtype, scheme, kernels_of(config))
-    activations, cuda = _activations(config, spec, BYTES[config.dtype]), config.device == "cuda"
+    scheme = scheme_of(config.quantization, config.quantization_group_size, config.dtype)
+    weights = weight_bytes(spec, config.activation_dtype, scheme, kernels_of(config))
+    activations, cuda = _activations(config, spec, BYTES[config.activation_dtype]), config.device == "cuda"
     graphs = len(capture_sizes(config)) * GRAPH if cuda else 0
     return Measured(weights, activations, graphs, CONTEXT if cuda else 0)
 
@@ -146,8 +145,8 @@ def remedies(config: Config, spec: ModelSpec, memory: MemoryTable, blocks: int, 
         share = min(1.0, int(1000 * short / memory.total + 1) / 1000)
         found.append(f"  --gpu-memory-utilization {share:g}")
     rest = memory.beside_kv - memory.weights
-    if config.dtype == "float32" and memory.budget >= rest + (memory.weights + needed) // 2:
-        found.append("  --dtype bfloat16 (halves weights and KV; slower where the CPU has no bfloat16)")
+    if config.dtype == "float32" and memory.budget >= rest + memory.weights // 2 + needed:
+        found.append("  --dtype bfloat16 (halves the weights)")
     found += _smaller_weights(config, spec, memory, needed)
     if not found or blocks < 1:
         total = memory.beside_kv + needed
@@ -160,7 +159,7 @@ def _smaller_weights(config: Config, spec: ModelSpec, memory: MemoryTable, neede
     if config.quantization != "none" or spec.rounded or config.num_gpu_blocks_override or config.kv_cache_memory_bytes:
         return []
     for name in ("int8", "int4"):
-        weights = weight_bytes(spec, config.dtype, scheme_of(name), kernels_of(config))
+        weights = weight_bytes(spec, config.activation_dtype, scheme_of(name), kernels_of(config))
         if memory.beside_kv - memory.weights + weights + needed <= memory.budget:
             return [f"  --quantization {name} (weights of {in_mib(weights)}; see docs/quantization.md)"]
     return []
@@ -203,8 +202,10 @@ def _smaller_pool(config: Config, memory: MemoryTable, blocks: int, size: int) -
 def _smaller_steps(config: Config, spec: ModelSpec, memory: MemoryTable, size: int) -> list[str]:
     """Fewer tokens in a step: of the activations, the part that is not the sampler's grows with them."""
     rows, tokens = config.max_num_seqs or 0, config.max_num_batched_tokens or 0
-    estimate = _activations(config, spec, BYTES[config.dtype])
-    per_token = _activations(config.with_(max_num_batched_tokens=tokens + 1), spec, BYTES[config.dtype]) - estimate
+    estimate = _activations(config, spec, BYTES[config.activation_dtype])
+    per_token = (
+        _activations(config.with_(max_num_batched_tokens=tokens + 1), spec, BYTES[config.activation_dtype]) - estimate
+    )
     fewer = tokens - -(-size * estimate // max(1, memory.activations * per_token))
     longest = 0 if config.enable_chunked_prefill else config.max_model_len or 0
     return [f"  --max-num-batched-tokens {fewer}"] if fewer >= max(rows, longest, 1) else []
@@ -214,6 +215,6 @@ def _fewer_bits(config: Config, spec: ModelSpec, memory: MemoryTable, size: int)
     if config.quantization != "none" or spec.rounded:
         return []
     kernels = kernels_of(config)
-    smaller = {name: weight_bytes(spec, config.dtype, scheme_of(name), kernels) for name in ("int8", "int4")}
+    smaller = {name: weight_bytes(spec, config.activation_dtype, scheme_of(name), kernels) for name in ("int8", "int4")}
     found = [name for name, weights in smaller.items() if memory.weights - weights >= size]
     return [f"  --quantization {found[0]} (see docs/quantization.md)"] if found else []

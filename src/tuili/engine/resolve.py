@@ -35,7 +35,9 @@ def resolve(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measu
     refuse_rounding_twice(config.quantization, spec)
     config = config.with_(
         device=device,
-        dtype=_dtype(config, spec, device, hardware),
+        dtype=(dtype := spec.dtype if config.dtype == "auto" else config.dtype),
+        activation_dtype=(activations := _activation_dtype(config, dtype, device, hardware)),
+        kv_cache_dtype=_kv_cache_dtype(config, dtype, activations),
         served_model_name=config.served_model_name or config.model,
         max_model_len=_max_model_len(config, spec),
         threads=config.threads or hardware.cores,
@@ -53,17 +55,35 @@ def _device(config: Config, hardware: Hardware) -> str:
     return config.device if config.device != "auto" else "cuda" if hardware.gpu else "cpu"
 
 
-def _dtype(config: Config, spec: ModelSpec, device: str, hardware: Hardware) -> str:
-    if config.dtype != "auto":
-        return config.dtype
-    if device == "cuda" or spec.dtype == "float32":
-        return spec.dtype
-    if not hardware.fast_bfloat16:
-        log.info("dtype: %s computes %s slowly; using float32 (--dtype overrules)", hardware.cpu, spec.dtype)
-        return "float32"
-    if spec.dtype == "float16":
-        log.info("dtype: float16 has no fast path on a CPU; using bfloat16 (--dtype overrules)")
-    return "bfloat16"
+def _activation_dtype(config: Config, dtype: str, device: str, hardware: Hardware) -> str:
+    """What activations are where weights are stored in ``dtype``. The C++ kernels widen a weight of 16 bits while they
+    multiply it; a card and torch's references compute in the weights' own type."""
+    if config.activation_dtype == "auto":
+        if device == "cuda" or config.kernels != "auto" or dtype == "float32":
+            return dtype
+        # Rounded weights do not mind: no float16 is multiplied.
+        pairs = hardware.fast_bfloat16 and (dtype == "bfloat16" or config.quantization != "none")
+        return "bfloat16" if pairs else "float32"
+    if config.activation_dtype not in (dtype, "float32") or (device == "cuda" and config.activation_dtype != dtype):
+        raise ConfigError(
+            f"--activation-dtype {config.activation_dtype} with weights in {dtype} (--dtype): activations are in the "
+            f"weights' type{'' if device == 'cuda' else ' or float32'}; use --activation-dtype {dtype}, or auto"
+        )
+    return config.activation_dtype
+
+
+def _kv_cache_dtype(config: Config, dtype: str, activations: str) -> str:
+    """What K and V are kept in. Activations that are wider than the weights are rounded to the weights' bfloat16 there:
+    half of the bytes, and as exact as the model was trained."""
+    narrow = "bfloat16" if (dtype, activations) == ("bfloat16", "float32") else activations
+    if config.kv_cache_dtype == "auto":
+        return narrow
+    if config.kv_cache_dtype not in (narrow, activations, "int8", "fp8"):
+        raise ConfigError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} with activations in {activations}: K and V are kept in "
+            f"{' or '.join(dict.fromkeys((narrow, activations)))}, int8 or fp8"
+        )
+    return config.kv_cache_dtype
 
 
 def _max_model_len(config: Config, spec: ModelSpec) -> int:
@@ -136,6 +156,6 @@ def _room(config: Config, memory: MemoryTable, longest: int) -> int:
 
 def effective(config: Config) -> dict[str, Any]:
     """The resolved numbers by name, for logs and reports."""
-    names = "model device dtype quantization threads max_model_len max_num_seqs max_num_batched_tokens"
+    names = "model device dtype activation_dtype quantization threads max_model_len max_num_seqs max_num_batched_tokens"
     blocks = config.num_gpu_blocks_override or 0
     return {name: getattr(config, name) for name in names.split()} | {"kv_tokens": blocks * config.block_size}

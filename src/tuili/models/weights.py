@@ -68,7 +68,7 @@ def load_model(
     device: str | torch.device = "cpu",
     kernels: Kernels | None = None,
 ) -> Decoder:
-    """The checkpoint's model, weights in ``dtype`` (float32, bfloat16, float16), ready for ``max_model_len`` tokens.
+    """The checkpoint's model, activations in ``dtype`` (of ``fields.DTYPES``), ready for ``max_model_len`` tokens.
 
     ``scheme``: how its matrices are stored; None: as plain parameters. Those that the checkpoint holds rounded are
     stored as they are. ``device``: where to, in the order of the ``kernels`` that compute (None: the references).

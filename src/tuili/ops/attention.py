@@ -36,9 +36,9 @@ def write_kv(
     """
     size, p = k_cache.shape[-2:]
     block, offset = slots // size, slots % size
-    k_cache[block, :, :, offset] = F.pad(k, (0, -k.shape[-1] % p)).unflatten(-1, (-1, p))
+    k_cache[block, :, :, offset] = F.pad(k, (0, -k.shape[-1] % p)).unflatten(-1, (-1, p)).to(k_cache.dtype)
     p = v_cache.shape[-1]
-    v_cache[block, :, offset // p, :, offset % p] = v
+    v_cache[block, :, offset // p, :, offset % p] = v.to(v_cache.dtype)
 
 
 @op(samples.write_kv_int8)

@@ -19,14 +19,17 @@ def randn(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.fl
 
 
 def each_dtype(
-    name: str, make: Callable[[torch.Generator, torch.dtype], tuple[Any, ...]], **kwargs: Any
+    name: str,
+    make: Callable[[torch.Generator, torch.dtype], tuple[Any, ...]],
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    **kwargs: Any,
 ) -> list[Sample]:
     """One sample per dtype; ``make(generator, dtype)`` returns the positional arguments."""
 
     def at(dtype: torch.dtype) -> Sample:
         return Sample(f"{name}-{str(dtype).removeprefix('torch.')}", lambda generator: (make(generator, dtype), kwargs))
 
-    return [at(dtype) for dtype in DTYPES]
+    return [at(dtype) for dtype in dtypes]
 
 
 def _matrix(g: torch.Generator, d: torch.dtype, rows: int, into: int, out: int) -> tuple[Any, ...]:

@@ -115,7 +115,14 @@ def plan_memory(
     request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
     device = "cuda" if hardware.gpu else "cpu"
     tokens = max(concurrency, DEFAULT_BATCHED_TOKENS[device])
-    step = Config(dtype=dtype, device=device, max_num_seqs=concurrency, max_num_batched_tokens=tokens)
+    step = Config(
+        dtype=dtype,
+        activation_dtype=dtype,
+        kv_cache_dtype=kv_dtype,
+        device=device,
+        max_num_seqs=concurrency,
+        max_num_batched_tokens=tokens,
+    )
     memory = memory_of(with_captures(step), spec, hardware)
     return MemoryPlan(
         width=name,

@@ -23,7 +23,7 @@ class Scheme:
     ``group``: inputs that share a scale (0: all of a row's); ``height``: outputs that share it too (1, or BLOCK);
     ``symmetric``: no zero points; ``weight_only``: activations stay floats, instead of being rounded per row (fp8: to
     fp8, else to int8). ``wide_scales``: int4's scales are float32, because float16 would change them. ``table``: the
-    numbers of the embedding and the head, where they are others.
+    numbers of the embedding and the head, where they are others. ``dtype``: of dense floats ("": the activations').
     """
 
     format: str = "dense"
@@ -33,11 +33,17 @@ class Scheme:
     height: int = 1
     wide_scales: bool = False
     table: str = ""
+    dtype: str = ""
 
     def __str__(self) -> str:
         """As ``int4 g32 zeros``."""
         size = f"{self.height}x{self.group}" if self.height > 1 else f"g{self.group}" if self.group else ""
-        parts = (self.format, size, "" if self.symmetric else "zeros", "weight-only" if self.weight_only else "")
+        parts = (
+            self.dtype or self.format,
+            size,
+            "" if self.symmetric else "zeros",
+            "weight-only" if self.weight_only else "",
+        )
         return " ".join(part for part in parts if part)
 
     def of(self, module: str) -> Scheme:
@@ -59,11 +65,14 @@ SCHEMES = {
 }
 
 
-def scheme_of(quantization: str, group: int | None = None) -> Scheme:
-    """The scheme of ``--quantization`` and ``--quantization-group-size``. ConfigError for what does not go together."""
+def scheme_of(quantization: str, group: int | None = None, dtype: str = "") -> Scheme:
+    """The scheme of ``--quantization``, ``--quantization-group-size`` and ``--dtype``. ConfigError for what does not go
+    together."""
     if quantization not in SCHEMES:
         raise ConfigError(f"--quantization cannot be {quantization!r}.{nearest(quantization, SCHEMES)}")
     scheme = SCHEMES[quantization]
+    if scheme.format == "dense":
+        scheme = replace(scheme, dtype=dtype)
     if group is None or group == scheme.group:
         return scheme
     if not scheme.group:

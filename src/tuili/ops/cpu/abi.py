@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from struct import Struct
 
-from tuili.ops.cpu.contract import FLOATS, KERNELS, LOCATE, Absent, Kernel, Real, Size, Tensor
+from tuili.ops.cpu.contract import CACHED, FLOATS, IN_DTYPE, KERNELS, LOCATE, STORED, Absent, Kernel, Real, Size, Tensor
 
 HEADER = Path(__file__).parent / "src" / "abi.h"
 #: In C++.
@@ -22,7 +22,8 @@ PREAMBLE = """\
 // Written by `make abi` from contract.py: change that. What crosses the C boundary: one plain struct
 // of arguments per op, passed by pointer, so that a call can be recorded (copy the struct) and replayed. Python checks
 // shapes and dtypes before it calls; what only the values tell, a kernel checks itself. Sizes and strides in elements;
-// dtype 0 is float32, 1 is bfloat16; bits 0 is a float weight. A size that an op may leave out is then 0.
+// dtype 0 is float32, 1 is bfloat16; numbers: what a weight or a cache is made of, as contract.py says. A size that an
+// op may leave out is then 0.
 #pragma once
 #include <stdint.h>
 
@@ -65,10 +66,11 @@ def pointers(kernel: Kernel) -> list[Tensor | Absent]:
 def sizes(kernel: Kernel) -> list[str]:
     """The whole numbers of a kernel's struct, sorted: of shapes, of strides, and those that are arguments."""
     tensors = [tensor for tensor in pointers(kernel) if isinstance(tensor, Tensor)]
-    words = {word for tensor in tensors for word in re.findall(r"[a-z_]+", tensor.shape)} - {"pair"}
+    words = {word for tensor in tensors for word in re.findall(r"[a-z_]+", tensor.shape)} - IN_DTYPE
     words |= {f"{tensor.name}_stride" for tensor in tensors if tensor.use == "rows"}
     words |= {argument.name for argument in kernel.arguments if isinstance(argument, Size)}
     words |= {"count" for tensor in tensors if tensor.shape == "..."}
+    words |= {"numbers" for tensor in tensors if tensor.dtype in (STORED, CACHED)}
     return sorted(words | {"dtype" for tensor in tensors if tensor.dtype == FLOATS})
 
 

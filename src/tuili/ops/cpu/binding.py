@@ -16,10 +16,30 @@ import torch
 
 from tuili.base.errors import KernelError
 from tuili.ops.cpu import abi
-from tuili.ops.cpu.contract import FLOATS, SCALES, Absent, Dtype, Kernel, Real, Size, Tensor
+from tuili.ops.cpu.contract import (
+    CACHED,
+    CACHES,
+    FLOATS,
+    IN_DTYPE,
+    SCALES,
+    STORAGE,
+    STORED,
+    Absent,
+    Dtype,
+    Kernel,
+    Real,
+    Size,
+    Tensor,
+)
 
 #: How the C side calls the dtypes of a call.
 CODES = {torch.float32: 0, torch.bfloat16: 1}
+#: What the C side calls the numbers of a stored weight, how they lie, and of which activations it multiplies them.
+STORES = {
+    getattr(torch, name): (at.numbers, at.even, at.side, tuple(getattr(torch, dtype) for dtype in at.dtypes))
+    for name, at in STORAGE.items()
+}
+KEPT = {dtype: how for dtype, how in STORES.items() if str(dtype).removeprefix("torch.") in CACHES}
 #: Numbers that the C side adds and multiplies with others stay below this.
 LARGE = 1 << 40
 
@@ -28,6 +48,9 @@ def bind(kernel: Kernel, launch: Callable[[bytes], None], reference: Callable[..
     """The function of op ``kernel.name``; ``launch`` runs the kernel on a struct's bytes."""
     scope = {
         "codes": CODES,
+        STORED: STORES,
+        CACHED: KEPT,
+        "nothing": (None, 1, 1, ()),
         "pack": abi.layout(kernel).pack,
         "launch": launch,
         "reference": reference,
@@ -133,6 +156,11 @@ def _choose(kernel: Kernel) -> Iterator[str]:
     for tensor in floats[1:]:
         differs = f"({tensor.name}.dtype is not dtype or not {tensor.name}.is_cpu)"
         other.append(f"({tensor.name} is not None and {differs})" if tensor.optional else differs)
+    stored = [tensor for tensor in _given(kernel) if tensor.dtype in (STORED, CACHED)]
+    if stored:
+        yield f"numbers, even, side, multiplied = {stored[0].dtype}.get({stored[0].name}.dtype, nothing)"
+        other += ["numbers is None"] + ["dtype not in multiplied"] * ("code is None" in other)
+        other += [f"{tensor.name}.dtype is not {stored[0].name}.dtype" for tensor in stored[1:]]
     other += [f"{tensor.name}.dtype is not float16_" for tensor in _given(kernel) if tensor.dtype == SCALES]
     other += [f"{tensor.name}.ndim not in (2, 3)" for tensor in _given(kernel) if "?" in tensor.shape]
     for argument in kernel.arguments:
@@ -148,8 +176,6 @@ def _choose(kernel: Kernel) -> Iterator[str]:
     ]
     if wanted:
         yield f"if grad_enabled() and ({' or '.join(wanted)}): return reference({passed})"
-    if any(tensor.dtype == FLOATS for tensor in abi.pointers(kernel) if isinstance(tensor, Tensor)):
-        yield "pair = code + 1"
     for argument in kernel.arguments:
         if isinstance(argument, Size) and argument.choices:
             yield f"{argument.name} = {argument.choices}.index({argument.name})"
@@ -162,7 +188,7 @@ def _fresh(tensor: Tensor, known: set[str]) -> list[str]:
     if tensor.shape == "...":
         return ["" if "count" in known else "count"]
     words = [re.fullmatch(r"(?:2\*)?([a-z_]+)\??", word) for word in tensor.shape.split()]
-    return [word[1] if word is not None and word[1] not in known | {"pair"} else "" for word in words]
+    return [word[1] if word is not None and word[1] not in known | IN_DTYPE else "" for word in words]
 
 
 def _bind(tensor: Tensor, fresh: list[str]) -> Iterator[str]:
@@ -204,7 +230,7 @@ def _guarded(tensor: Tensor, lines: Iterator[str]) -> Iterator[str]:
 def _fit(kernel: Kernel, tensor: Tensor, shape_too: bool) -> Iterator[str]:
     """Its dtype, shape and density."""
     name = tensor.name
-    unfit = [] if tensor.dtype in (FLOATS, SCALES) else [f"{name}.dtype is not {tensor.dtype}_"]
+    unfit = [] if tensor.dtype in (FLOATS, SCALES, STORED, CACHED) else [f"{name}.dtype is not {tensor.dtype}_"]
     unfit += [] if tensor.dtype == FLOATS else [f"not {name}.is_cpu"]
     if tensor.shape == "...":
         unfit.append(f"{name}.shape != whole")
@@ -254,8 +280,9 @@ def _launch(kernel: Kernel) -> Iterator[str]:
         elif pointer.optional:
             address = f"0 if {pointer.name} is None else {address}"
         at.append(address)
-    numbers = ["code" if size == "dtype" else size for size in abi.sizes(kernel)] + abi.reals(kernel)
-    yield f"try: args = pack({', '.join(at + numbers)})"
+    code = not any(isinstance(argument, Size) and argument.name == "dtype" for argument in kernel.arguments)
+    values = ["code" if size == "dtype" and code else size for size in abi.sizes(kernel)] + abi.reals(kernel)
+    yield f"try: args = pack({', '.join(at + values)})"
     yield "except (unpackable, OverflowError) as error: raise broken(str(error), locals()) from error"
     yield "launch(args)"
     if _made(kernel):

@@ -4,8 +4,8 @@ From it follow the structs of ``src/abi.h`` (``abi.py``), the checks of a call (
 kernels themselves hold ids and slots to, in recorded programs too.
 
 A shape is words: a name is bound by the first tensor that has it, or by an argument; ``a/b`` is rounded up, and terms
-are worked off from left to right. ``pair`` is how many values of the call's dtype make a word of a tile: float32 1,
-bfloat16 2. ``heads?`` may be missing. ``...`` is any shape, of ``count`` elements.
+are worked off from left to right. ``even`` and ``side`` are a ``Storage``'s. ``heads?`` may be missing. ``...`` is any
+shape, of ``count`` elements.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 #: The dtype of a call: float32 or bfloat16, one for all tensors that say so. For others torch's reference computes.
 FLOATS = "floats"
+#: The dtype that a weight, or a cache, of floats is stored in: a member of ``STORAGE``, or of ``CACHES``.
+STORED, CACHED = "stored", "cached"
 #: As float16; for other floats the reference computes, as files may hold wider scales.
 SCALES = "scales"
 
@@ -100,6 +102,29 @@ def ids(name: str, shape: str, below: str) -> Tensor:
     return Tensor(name, shape, "int64", low="0", high=f"{below} - 1")
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How floats of a dtype lie in a tile: inputs come in multiples of ``even``, ``side`` of them side by side.
+    ``numbers``: what the C side calls them; ``dtypes``: of which activations the kernels multiply them."""
+
+    numbers: int
+    even: int
+    side: int
+    dtypes: tuple[str, ...]
+
+
+STORAGE = {
+    "float32": Storage(0, 1, 1, ("float32",)),
+    "bfloat16": Storage(1, 2, 2, ("float32", "bfloat16")),
+    "float16": Storage(2, 2, 1, ("float32",)),
+}
+#: Values come side by side in caches of 16 bits (``ops/kvcache.py``).
+CACHES = {name: STORAGE[name] for name in ("float32", "bfloat16")}
+#: Words of shapes that a dtype tells.
+IN_DTYPE = {"even", "side"}
+#: The last dimensions of a tile of floats.
+WORDS = "inputs/even*even/side 16 side"
+
 X, BIAS = rows("x", "rows inputs"), read("bias", "outputs", optional=True)
 OUTPUTS, PRODUCT = Size("outputs"), made("out", "rows outputs")
 TILES8 = "outputs/16 inputs/4 16 4"
@@ -117,12 +142,12 @@ TILES4_GIVEN = (
 
 def _int8_product(name: str, function: str, *holds: str) -> Kernel:
     tensors = X, read("tiles", TILES8, "uint8"), read("scales", "outputs", "float32"), Absent("zeros")
-    fixed = Size("bits", fixed=8), Size("group", fixed=4)
+    fixed = Size("numbers", fixed=8), Size("group", fixed=4)
     return Kernel(name, function, "QuantizedArgs", (*tensors, OUTPUTS, BIAS, PRODUCT, *fixed), holds)
 
 
 def _int4_product(name: str, function: str) -> Kernel:
-    arguments = X, *TILES4_GIVEN, OUTPUTS, Size("group"), BIAS, PRODUCT, Size("bits", fixed=4)
+    arguments = X, *TILES4_GIVEN, OUTPUTS, Size("group"), BIAS, PRODUCT, Size("numbers", fixed=4)
     return Kernel(name, function, "QuantizedArgs", arguments, (GROUP, "inputs > 0"))
 
 
@@ -133,21 +158,27 @@ def _scales(dtype: str, use: str) -> tuple[Argument, ...]:
     return tuple(Tensor(name, "blocks kv_heads block_size", "float32", use) for name in ("k_scales", "v_scales"))
 
 
-def _caches(dtype: str, pair: str, use: str) -> tuple[Argument, ...]:
+def _numbers(dtype: str) -> tuple[Argument, ...]:
+    """What the caches are made of, where their dtype does not tell."""
+    return (Size("numbers", fixed=8),) if dtype == "int8" else ()
+
+
+def _caches(dtype: str, use: str) -> tuple[Argument, ...]:
     """K and V as ``ops/kvcache.py`` lays them out."""
-    keys = Tensor("k_cache", f"blocks kv_heads dim/{pair} block_size {pair}", dtype, use)
-    values = Tensor("v_cache", f"blocks kv_heads block_size/{pair} dim {pair}", dtype, use)
+    side = "side" if dtype == CACHED else "2"
+    keys = Tensor("k_cache", f"blocks kv_heads dim/{side} block_size {side}", dtype, use)
+    values = Tensor("v_cache", f"blocks kv_heads block_size/{side} dim {side}", dtype, use)
     return keys, values, *_scales(dtype, use)
 
 
-def _attention(name: str, dtype: str, pair: str) -> Kernel:
+def _attention(name: str, dtype: str) -> Kernel:
     return Kernel(
         name,
         "attention",
         "AttentionArgs",
         (
             rows("q", "rows heads dim"),
-            *_caches(dtype, pair, "read"),
+            *_caches(dtype, "read"),
             rows("block_table", "requests columns", "int64"),
             read("query_start", "requests+1", "int64"),
             read("context_len", "requests", "int64"),
@@ -155,12 +186,13 @@ def _attention(name: str, dtype: str, pair: str) -> Kernel:
             Size("window", optional=True),
             Real("softcap", optional=True),
             made("out", "rows heads dim"),
+            *_numbers(dtype),
         ),
         ("heads > 0", "kv_heads > 0", "block_size > 0", "dim > 0", "heads % kv_heads == 0"),
     )
 
 
-def _write(name: str, dtype: str, pair: str) -> Kernel:
+def _write(name: str, dtype: str) -> Kernel:
     return Kernel(
         name,
         "write_kv",
@@ -168,16 +200,17 @@ def _write(name: str, dtype: str, pair: str) -> Kernel:
         (
             rows("k", "count kv_heads dim"),
             rows("v", "count kv_heads dim"),
-            *_caches(dtype, pair, "written"),
+            *_caches(dtype, "written"),
             ids("slots", "count", "blocks * block_size"),
+            *_numbers(dtype),
         ),
         ("block_size > 0",),
     )
 
 
-def _store(name: str, bits: int, *arguments: Argument, holds: tuple[str, ...] = ()) -> Kernel:
-    given = rows("matrix", "rows inputs"), *arguments, Size("bits", fixed=bits)
-    return Kernel(name, "store", "StoreArgs", given, holds)
+def _store(name: str, numbers: int, *arguments: Argument) -> Kernel:
+    given = rows("matrix", "rows inputs"), *arguments, Size("numbers", fixed=numbers)
+    return Kernel(name, "store", "StoreArgs", given, (GROUP,) if numbers == 4 else ())
 
 
 def _each(name: str, struct: str, *arguments: Argument) -> Kernel:
@@ -193,28 +226,27 @@ KERNELS = (
         "packed_linear",
         "linear",
         "LinearArgs",
-        (X, read("tiles", "outputs/16 inputs/pair 16 pair"), OUTPUTS, BIAS, PRODUCT),
+        (X, read("tiles", f"outputs/16 {WORDS}", STORED), OUTPUTS, BIAS, PRODUCT),
     ),
     _int8_product("int8_linear", "quantized", EXACT),
     _int4_product("int4_linear", "quantized"),
-    _int8_product("int8_weight_linear", "weight_only"),
-    _int4_product("int4_weight_linear", "weight_only"),
+    _int8_product("int8_weight_linear", "widened"),
+    _int4_product("int4_weight_linear", "widened"),
     Kernel(
         "packed_embedding",
-        "gather",
-        "GatherArgs",
+        "lookup",
+        "LookupArgs",
         (
-            read("tiles", "outputs/16 inputs/pair 16 pair"),
-            OUTPUTS,
-            Size("inputs"),
             ids("ids", "count", "outputs"),
-            made("out", "count inputs"),
+            read("tiles", f"outputs/16 {WORDS}", STORED),
+            *(Absent("scales"), Absent("zeros"), OUTPUTS, Size("inputs"), Dtype(), made("out", "count inputs")),
+            Size("group", fixed=1),
         ),
     ),
-    _attention("paged_attention", FLOATS, "pair"),
-    _attention("paged_attention_int8", "int8", "2"),
-    _write("write_kv", FLOATS, "pair"),
-    _write("write_kv_int8", "int8", "2"),
+    _attention("paged_attention", CACHED),
+    _attention("paged_attention_int8", "int8"),
+    _write("write_kv", CACHED),
+    _write("write_kv_int8", "int8"),
     Kernel(
         "rms_norm",
         "rms_norm",
@@ -254,11 +286,15 @@ KERNELS = (
         "EmbeddingArgs",
         (read("weight", "vocab dim"), ids("ids", "count", "vocab"), made("out", "count dim")),
     ),
-    _store(
+    Kernel(
         "store_floats",
-        0,
-        written("tiles", "rows/16 inputs/pair 16 pair"),
-        *(Absent("scales"), Absent("zeros"), Size("group", fixed=1)),
+        "store",
+        "StoreArgs",
+        (
+            rows("matrix", "rows inputs", STORED),
+            written("tiles", f"rows/16 {WORDS}", STORED),
+            *(Absent("scales"), Absent("zeros"), Size("group", fixed=1), Size("dtype", fixed=0)),
+        ),
     ),
     _store(
         "store_int8",
@@ -274,7 +310,6 @@ KERNELS = (
         written("tiles", "rows/16 inputs/group*group/8 16 4", "uint8"),
         written("scales", "rows/16 inputs/group 16", SCALES),
         written("zeros", "rows/16 inputs/group 16", "uint8", optional=True),
-        holds=(GROUP,),
     ),
     Kernel(
         "int8_embedding",
@@ -285,7 +320,7 @@ KERNELS = (
             read("tiles", TILES8, "uint8"),
             read("scales", "outputs", "float32"),
             *(Absent("zeros"), Size("inputs"), Dtype(), made("out", "count inputs")),
-            *(Size("bits", fixed=8), Size("group", fixed=4)),
+            *(Size("numbers", fixed=8), Size("group", fixed=4)),
         ),
     ),
     Kernel(
@@ -295,7 +330,7 @@ KERNELS = (
         (
             ids("ids", "count", "outputs"),
             *TILES4_GIVEN,
-            *(OUTPUTS, Size("inputs"), Size("group"), Dtype(), made("out", "count inputs"), Size("bits", fixed=4)),
+            *(OUTPUTS, Size("inputs"), Size("group"), Dtype(), made("out", "count inputs"), Size("numbers", fixed=4)),
         ),
         (GROUP,),
     ),

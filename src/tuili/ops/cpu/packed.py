@@ -1,20 +1,23 @@
 """Weights in the order in which kernels read them, and the two ops on them. The order is a tested bijection.
 
-A packed matrix [outputs, inputs] is cut into tiles of 16 outputs. float32: ``[tiles, inputs, 16, 1]``; bfloat16:
-``[tiles, ceil(inputs / 2), 16, 2]``, pairs of inputs side by side as the pair instruction takes them. Outputs are
-padded with zero rows to whole tiles, inputs to whole pairs.
+A packed matrix [outputs, inputs] is cut into tiles of 16 outputs. float32, float16: ``[tiles, inputs, 16, 1]``;
+bfloat16: ``[tiles, ceil(inputs / 2), 16, 2]``, pairs of inputs side by side as the pair instruction takes them. Outputs
+are padded with zero rows to whole tiles, inputs of 16 bits to whole pairs.
 """
 
 from __future__ import annotations
 
 import mmap
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from tuili.ops import samples
+from tuili.ops.cpu.contract import STORAGE
 from tuili.ops.kernels import REFERENCE, Kernels
 from tuili.ops.reference import linear
 from tuili.ops.table import Sample, op
@@ -22,13 +25,12 @@ from tuili.ops.table import Sample, op
 TILE = 16
 #: Weights are placed in mappings of this many bytes: huge pages (2 MiB) need room to start and end on.
 ARENA = 64 << 20
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def shape(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
     """The packed shape of a matrix."""
-    pair = 2 if dtype == torch.bfloat16 else 1
-    return -(-outputs // TILE), -(-inputs // pair), TILE, pair
+    storage = STORAGE.get(str(dtype).removeprefix("torch."), STORAGE["float32"])
+    return -(-outputs // TILE), -(-inputs // storage.even) * storage.even // storage.side, TILE, storage.side
 
 
 def pack(weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -84,37 +86,56 @@ class Arena:
         return tensor
 
 
+def each_storage(
+    name: str, make: Callable[[torch.Generator, torch.dtype, torch.dtype], tuple[Any, ...]]
+) -> list[Sample]:
+    """A sample for each dtype of activations and of stored weights that are multiplied."""
+
+    def at(dtype: str, storage: str) -> Sample:
+        kinds = getattr(torch, dtype), getattr(torch, storage)
+        return Sample(f"{name}-{dtype}-{storage}", lambda generator: (make(generator, *kinds), {}))
+
+    return [at(dtype, storage) for storage, how in STORAGE.items() for dtype in how.dtypes]
+
+
 def _linear_samples() -> list[Sample]:
-    def args(g: torch.Generator, d: torch.dtype, rows: int, into: int, out: int, bias: bool) -> tuple[Any, ...]:
-        x, weight = samples.randn(g, rows, into, dtype=d), samples.randn(g, out, into, dtype=d) / into**0.5
+    def args(
+        g: torch.Generator, d: torch.dtype, storage: torch.dtype, rows: int, into: int, out: int, bias: bool
+    ) -> tuple[Any, ...]:
+        x, weight = samples.randn(g, rows, into, dtype=d), samples.randn(g, out, into, dtype=storage) / into**0.5
         return x, pack(weight), out, samples.randn(g, out, dtype=d) if bias else None
 
     shapes = ((1, 64, 96), (2, 128, 80), (3, 64, 96), (8, 256, 768), (17, 37, 41), (25, 96, 16), (129, 128, 64))
+    deep = ((5, 1100, 33), (200, 1030, 40))  # of more inputs than a panel holds
     return [
         sample
-        for rows, into, out in shapes
-        for sample in samples.each_dtype(
+        for rows, into, out in shapes + deep
+        for sample in each_storage(
             f"{rows}x{into}x{out}",
-            lambda g, d, rows=rows, into=into, out=out: args(g, d, rows, into, out, rows % 2 == 0),  # type: ignore[misc]
+            partial(args, rows=rows, into=into, out=out, bias=rows % 2 == 0),
         )
     ]
 
 
 @op(_linear_samples, tolerance=1e-5)
 def packed_linear(x: torch.Tensor, tiles: torch.Tensor, outputs: int, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``linear`` with a packed weight: ``x`` [rows, inputs] to [rows, outputs]."""
-    return linear.reference(x, unpack(tiles, outputs, x.shape[-1]), bias)
+    """``linear`` with a packed weight: ``x`` [rows, inputs] to [rows, outputs]. A weight of 16 bits is widened where
+    ``x`` is float32: the sums are of floats."""
+    return linear.reference(x, unpack(tiles, outputs, x.shape[-1]).to(x.dtype), bias)
 
 
 def _embedding_samples() -> list[Sample]:
-    def args(g: torch.Generator, d: torch.dtype) -> tuple[Any, ...]:
-        weight = samples.randn(g, 100, 37, dtype=d)
-        return pack(weight), 100, 37, torch.randint(0, 100, (13,), generator=g)
+    def args(g: torch.Generator, d: torch.dtype, storage: torch.dtype) -> tuple[Any, ...]:
+        weight = samples.randn(g, 100, 37, dtype=storage)
+        return torch.randint(0, 100, (13,), generator=g), pack(weight), 100, 37, d
 
-    return samples.each_dtype("ids", args)
+    return each_storage("ids", args)
 
 
 @op(_embedding_samples)
-def packed_embedding(tiles: torch.Tensor, outputs: int, inputs: int, ids: torch.Tensor) -> torch.Tensor:
-    """``embedding`` from a packed weight: rows ``ids`` [n], below ``outputs``, of the matrix: [n, inputs]."""
-    return tile_rows(tiles, ids)[:, :inputs].contiguous()
+def packed_embedding(
+    ids: torch.Tensor, tiles: torch.Tensor, outputs: int, inputs: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """``embedding`` from a packed weight: rows ``ids`` [n], below ``outputs``, of the matrix: [n, inputs] in
+    ``dtype``."""
+    return tile_rows(tiles, ids)[:, :inputs].to(dtype, memory_format=torch.contiguous_format)

@@ -20,13 +20,14 @@ from tuili.ops.table import Sample, op
 SIZES = ((16, 64), (41, 100), (96, 256), (33, 37))
 
 
-def _samples(args: Any) -> list[Sample]:
+def _samples(args: Any, dtypes: tuple[torch.dtype, ...] = samples.DTYPES) -> list[Sample]:
     return [
         sample
         for out, into in SIZES
         for sample in samples.each_dtype(
             f"{out}x{into}",
             lambda g, d, out=out, into=into: args(_matrix(g, d, out, into)),  # type: ignore[misc]
+            dtypes,
         )
     ]
 
@@ -43,7 +44,7 @@ def _floats_args(matrix: torch.Tensor) -> tuple[Any, ...]:
     return matrix, torch.zeros(shape(*matrix.shape, matrix.dtype), dtype=matrix.dtype)  # type: ignore[call-arg]
 
 
-@op(lambda: _samples(_floats_args))
+@op(lambda: _samples(_floats_args, (*samples.DTYPES, torch.float16)))
 def store_floats(matrix: torch.Tensor, tiles: torch.Tensor) -> None:
     """``matrix`` [out, into] into ``tiles`` of its dtype."""
     pack(matrix, tiles)

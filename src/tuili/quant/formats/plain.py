@@ -18,7 +18,7 @@ class Plain(WeightFormat):
     numbers, packings, fast = ("dense",), ("triton",), ("triton",)
 
     def tensors(self, out: int, into: int, scheme: Scheme, dtype: str) -> dict[str, Stored]:
-        return {"matrix": Stored((out, into), dtype)}
+        return {"matrix": Stored((out, into), scheme.dtype or dtype)}
 
     def store(self, weight: Weight, start: int, rows: torch.Tensor) -> None:
         weight.part("matrix", start, len(rows)).copy_(rows)

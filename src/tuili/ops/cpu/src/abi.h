@@ -1,7 +1,8 @@
 // Written by `make abi` from contract.py: change that. What crosses the C boundary: one plain struct
 // of arguments per op, passed by pointer, so that a call can be recorded (copy the struct) and replayed. Python checks
 // shapes and dtypes before it calls; what only the values tell, a kernel checks itself. Sizes and strides in elements;
-// dtype 0 is float32, 1 is bfloat16; bits 0 is a float weight. A size that an op may leave out is then 0.
+// dtype 0 is float32, 1 is bfloat16; numbers: what a weight or a cache is made of, as contract.py says. A size that an
+// op may leave out is then 0.
 #pragma once
 #include <stdint.h>
 
@@ -39,15 +40,15 @@ struct ArgmaxArgs {
 // paged_attention, paged_attention_int8.
 struct AttentionArgs {
     const void* q;  // [rows heads dim]
-    const void* k_cache;  // [blocks kv_heads dim/pair block_size pair]; [blocks kv_heads dim/2 block_size 2]
-    const void* v_cache;  // [blocks kv_heads block_size/pair dim pair]; [blocks kv_heads block_size/2 dim 2]
+    const void* k_cache;  // [blocks kv_heads dim/side block_size side]; [blocks kv_heads dim/2 block_size 2]
+    const void* v_cache;  // [blocks kv_heads block_size/side dim side]; [blocks kv_heads block_size/2 dim 2]
     const float* k_scales;  // [blocks kv_heads block_size]
     const float* v_scales;  // [blocks kv_heads block_size]
     const int64_t* block_table;  // [requests columns]
     const int64_t* query_start;  // [requests+1]
     const int64_t* context_len;  // [requests]
     void* out;  // [rows heads dim]
-    int64_t block_size, block_table_stride, blocks, columns, dim, dtype, heads, kv_heads, q_stride, requests, rows, window;
+    int64_t block_size, block_table_stride, blocks, columns, dim, dtype, heads, kv_heads, numbers, q_stride, requests, rows, window;
     float scale, softcap;
 };
 
@@ -79,21 +80,13 @@ struct GatedArgs {
     int64_t activation, dim, dtype, rows;
 };
 
-// packed_embedding.
-struct GatherArgs {
-    const void* tiles;  // [outputs/16 inputs/pair 16 pair]
-    const int64_t* ids;  // [count]
-    void* out;  // [count inputs]
-    int64_t count, dtype, inputs, outputs;
-};
-
 // packed_linear.
 struct LinearArgs {
     const void* x;  // [rows inputs]
-    const void* tiles;  // [outputs/16 inputs/pair 16 pair]
+    const void* tiles;  // [outputs/16 inputs/even*even/side 16 side]
     const void* bias;  // [outputs] or none
     void* out;  // [rows outputs]
-    int64_t dtype, inputs, outputs, rows, x_stride;
+    int64_t dtype, inputs, numbers, outputs, rows, x_stride;
 };
 
 // locate.
@@ -118,14 +111,14 @@ struct LogprobsArgs {
     int64_t count, dtype, logits_stride, rows, vocab;
 };
 
-// int8_embedding, int4_embedding.
+// packed_embedding, int8_embedding, int4_embedding.
 struct LookupArgs {
     const int64_t* ids;  // [count]
-    const void* tiles;  // [outputs/16 inputs/4 16 4]; [outputs/16 inputs/group*group/8 16 4]
+    const void* tiles;  // [outputs/16 inputs/even*even/side 16 side]; [outputs/16 inputs/4 16 4]; [outputs/16 inputs/group*group/8 16 4]
     const void* scales;  // [outputs]; [outputs/16 inputs/group 16]
     const void* zeros;  // [outputs/16 inputs/group 16] or none
     void* out;  // [count inputs]
-    int64_t bits, count, dtype, group, inputs, outputs;
+    int64_t count, dtype, group, inputs, numbers, outputs;
 };
 
 // rms_norm.
@@ -145,7 +138,7 @@ struct QuantizedArgs {
     const void* zeros;  // [outputs/16 inputs/group 16] or none
     const void* bias;  // [outputs] or none
     void* out;  // [rows outputs]
-    int64_t bits, dtype, group, inputs, outputs, rows, x_stride;
+    int64_t dtype, group, inputs, numbers, outputs, rows, x_stride;
 };
 
 // rotate.
@@ -176,22 +169,22 @@ struct SoftcapArgs {
 // store_floats, store_int8, store_int4.
 struct StoreArgs {
     const void* matrix;  // [rows inputs]
-    void* tiles;  // [rows/16 inputs/pair 16 pair]; [rows/16 inputs/4 16 4]; [rows/16 inputs/group*group/8 16 4]
+    void* tiles;  // [rows/16 inputs/even*even/side 16 side]; [rows/16 inputs/4 16 4]; [rows/16 inputs/group*group/8 16 4]
     void* scales;  // [rows]; [rows/16 inputs/group 16]
     void* zeros;  // [rows/16 inputs/group 16] or none
-    int64_t bits, dtype, group, inputs, matrix_stride, rows;
+    int64_t dtype, group, inputs, matrix_stride, numbers, rows;
 };
 
 // write_kv, write_kv_int8.
 struct WriteArgs {
     const void* k;  // [count kv_heads dim]
     const void* v;  // [count kv_heads dim]
-    void* k_cache;  // [blocks kv_heads dim/pair block_size pair]; [blocks kv_heads dim/2 block_size 2]
-    void* v_cache;  // [blocks kv_heads block_size/pair dim pair]; [blocks kv_heads block_size/2 dim 2]
+    void* k_cache;  // [blocks kv_heads dim/side block_size side]; [blocks kv_heads dim/2 block_size 2]
+    void* v_cache;  // [blocks kv_heads block_size/side dim side]; [blocks kv_heads block_size/2 dim 2]
     float* k_scales;  // [blocks kv_heads block_size]
     float* v_scales;  // [blocks kv_heads block_size]
     const int64_t* slots;  // [count]
-    int64_t block_size, blocks, count, dim, dtype, k_stride, kv_heads, v_stride;
+    int64_t block_size, blocks, count, dim, dtype, k_stride, kv_heads, numbers, v_stride;
 };
 
 const Fault* tuili_add(const AddArgs*);
@@ -200,7 +193,6 @@ const Fault* tuili_attention(const AttentionArgs*);
 const Fault* tuili_draw(const DrawArgs*);
 const Fault* tuili_embedding(const EmbeddingArgs*);
 const Fault* tuili_gated(const GatedArgs*);
-const Fault* tuili_gather(const GatherArgs*);
 const Fault* tuili_linear(const LinearArgs*);
 const Fault* tuili_locate(const LocateArgs*);
 const Fault* tuili_logprobs(const LogprobsArgs*);
@@ -211,7 +203,7 @@ const Fault* tuili_rotate(const RotateArgs*);
 const Fault* tuili_scale(const ScaleArgs*);
 const Fault* tuili_softcap(const SoftcapArgs*);
 const Fault* tuili_store(const StoreArgs*);
-const Fault* tuili_weight_only(const QuantizedArgs*);
+const Fault* tuili_widened(const QuantizedArgs*);
 const Fault* tuili_write_kv(const WriteArgs*);
 }
 
@@ -243,12 +235,6 @@ inline const Fault* check(const EmbeddingArgs& a) {
     return found;
 }
 
-inline const Fault* check(const GatherArgs& a) {
-    const Fault* found = nullptr;
-    if (!found) found = outside<int64_t>("gather", "ids", a.ids, a.count, 0, a.outputs - 1);
-    return found;
-}
-
 inline const Fault* check(const LocateArgs& a) {
     const Fault* found = nullptr;
     if (!found) found = outside<int64_t>("locate", "positions", a.positions, a.requests * a.each, 0, a.stride * a.block_size - 1);
@@ -274,4 +260,4 @@ inline const Fault* check(const WriteArgs& a) {
     return found;
 }
 
-#define TUILI_ABI "a9eb134263c0a119"
+#define TUILI_ABI "3975348b32323fda"

@@ -1,5 +1,6 @@
 // The C boundary: picks the instruction set, holds values to their ranges, cuts each op into pieces and gives them to
 // the team. Shapes and dtypes were checked by the Python side, which is the only caller.
+#include <cpuid.h>
 #include <string.h>
 
 #include <algorithm>
@@ -19,9 +20,16 @@ bool has_avx512() {
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
 
+// AVX-VNNI, the 256-bit form of VNNI: leaf 7.1, eax bit 4 (gcc 12 has no name for it).
+bool has_avxvnni() {
+    unsigned a = 0, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
 const Kernels* find(const char* name) {
     __builtin_cpu_init();
     if (has_avx512() && (!name || !strcmp(name, "avx512"))) return avx512_kernels();
+    if (has_avxvnni() && (!name || !strcmp(name, "avxvnni"))) return avxvnni_kernels();
     if (has_avx2() && (!name || !strcmp(name, "avx2"))) return avx2_kernels();
     return nullptr;
 }
@@ -140,7 +148,7 @@ int64_t tuili_probe_multiply(int64_t kind, int64_t rounds) {
 }
 
 const Fault* tuili_linear(const LinearArgs* a) {
-    int64_t bytes = a->inputs * TILE * (a->dtype == 0 ? 4 : 2);
+    int64_t bytes = up(a->inputs, 2) * 2 * TILE * (a->numbers == FLOAT32 ? 4 : 2);
     matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [=](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->linear(*a, row, rows, tile, tiles);
     });
@@ -149,42 +157,22 @@ const Fault* tuili_linear(const LinearArgs* a) {
 
 const Fault* tuili_quantized(const QuantizedArgs* args) {
     RoundedArgs a{*args, nullptr, nullptr, nullptr};
-    int64_t inputs = up(a.inputs, a.group) * a.group, groups = a.bits == 8 ? 1 : inputs / a.group;
+    int64_t inputs = up(a.inputs, a.group) * a.group, groups = a.numbers == INT8 ? 1 : inputs / a.group;
     char* room = (char*)scratch(4, a.rows * (inputs + 4 * groups + 4) + 128);
     a.factors = (float*)room;
     a.sums = (int32_t*)(a.factors + a.rows);
     a.values = (int8_t*)(a.sums + a.rows * groups);
     row_pieces(a.rows, a.inputs, [&](int64_t row, int64_t rows) { kernels->quantize(a, row, rows); });
-    matmul_pieces(a.rows, up(a.outputs, TILE), inputs * TILE * a.bits / 8, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    matmul_pieces(a.rows, up(a.outputs, TILE), inputs * TILE * a.numbers / 8, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
         kernels->quantized(a, row, rows, tile, tiles);
     });
     return nullptr;
 }
 
-const Fault* tuili_weight_only(const QuantizedArgs* a) {
-    int64_t bytes = up(a->inputs, a->group) * a->group * TILE * a->bits / 8;
+const Fault* tuili_widened(const QuantizedArgs* a) {
+    int64_t bytes = up(a->inputs, a->group) * a->group * TILE * a->numbers / 8;
     matmul_pieces(a->rows, up(a->outputs, TILE), bytes, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-        kernels->weight_only(*a, row, rows, tile, tiles);
-    });
-    return nullptr;
-}
-
-const Fault* tuili_gather(const GatherArgs* a) {
-    if (const Fault* found = check(*a)) return found;
-    row_pieces(a->count, a->inputs * 8, [&](int64_t first, int64_t count) {
-        for (int64_t i = first; i < first + count; i++) {
-            int64_t tile = a->ids[i] / TILE, lane = a->ids[i] % TILE;
-            if (a->dtype == 0) {
-                const float* w = (const float*)a->tiles + tile * a->inputs * TILE + lane;
-                float* out = (float*)a->out + i * a->inputs;
-                for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k * TILE];
-            } else {
-                int64_t pairs = up(a->inputs, 2);
-                const uint16_t* w = (const uint16_t*)a->tiles + tile * pairs * 2 * TILE + lane * 2;
-                uint16_t* out = (uint16_t*)a->out + i * a->inputs;
-                for (int64_t k = 0; k < a->inputs; k++) out[k] = w[k / 2 * 2 * TILE + k % 2];
-            }
-        }
+        kernels->widened(*a, row, rows, tile, tiles);
     });
     return nullptr;
 }

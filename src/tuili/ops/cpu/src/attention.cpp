@@ -134,12 +134,13 @@ template <class Kind> struct Tile {
 
 // The queries of a head as rows of words, and what their scores are multiplied by.
 template <class T> void gather_row(Floats, const T* q, int64_t dim, char* out, float&) { memcpy(out, q, dim * sizeof(T)); }
-template <class T> void gather_row(Halves, const T* q, int64_t dim, char* out, float&) {
-    if (PAIRS) {
-        memcpy(out, q, dim * sizeof(T));
-        if (dim % 2) ((T*)out)[dim] = 0;
-        return;
-    }
+#ifdef __AVX512F__
+void gather_row(Halves, const uint16_t* q, int64_t dim, char* out, float&) {
+    memcpy(out, q, dim * sizeof(uint16_t));
+    if (dim % 2) ((uint16_t*)out)[dim] = 0;
+}
+#endif
+template <class T> void gather_row(Widened, const T* q, int64_t dim, char* out, float&) {
     for (int64_t d = 0; d < dim; d += LANES) store((float*)out + d, load(q + d, dim - d));
 }
 template <class T> void gather_row(Bytes, const T* q, int64_t dim, char* out, float& factor) {
@@ -186,14 +187,14 @@ void score(const View& v, const char* q, int64_t q_stride, const Tile<Kind>& t, 
 void put_weights(Floats, const Tile<Floats>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
     EACH(i, (int)CHUNKS) store(out + i * LANES, w[i]);
 }
-void put_weights(Halves, const Tile<Halves>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
-    EACH(i, (int)CHUNKS) {
-        if (PAIRS)
-            store((uint16_t*)out + i * LANES, w[i]);
-        else
-            store(out + i * LANES, w[i]);
-    }
+void put_weights(Widened, const Tile<Widened>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
+    EACH(i, (int)CHUNKS) store(out + i * LANES, w[i]);
 }
+#ifdef __AVX512F__
+void put_weights(Halves, const Tile<Halves>&, F (&w)[CHUNKS], int64_t, int64_t, float* out, float&) {
+    EACH(i, (int)CHUNKS) store((uint16_t*)out + i * LANES, w[i]);
+}
+#endif
 void put_weights(Bytes, const Tile<Bytes>& t, F (&w)[CHUNKS], int64_t from, int64_t to, float* out, float& unit) {
     F highest = zero();
     EACH(i, (int)CHUNKS) {
@@ -396,8 +397,10 @@ template <class T> void merge(const AttentionArgs& a, const AttentionItem& item)
 void JOIN(attention, TUILI_ISA)(const AttentionArgs& a, const AttentionItem& item) {
     if (a.k_scales)
         a.dtype == 0 ? attention<Bytes, float>(a, item) : attention<Bytes, uint16_t>(a, item);
+    else if (a.dtype == BFLOAT16)
+        attention<Halves, uint16_t>(a, item);
     else
-        a.dtype == 0 ? attention<Floats, float>(a, item) : attention<Halves, uint16_t>(a, item);
+        a.numbers == FLOAT32 ? attention<Floats, float>(a, item) : attention<Widened, float>(a, item);
 }
 void JOIN(merge, TUILI_ISA)(const AttentionArgs& a, const AttentionItem& item) {
     a.dtype == 0 ? merge<float>(a, item) : merge<uint16_t>(a, item);

@@ -1,8 +1,7 @@
 // What a KV cache holds, and the products with it (layouts: ops/kvcache.py). Rows of words times columns of 16 lanes of
 // words: lanes are keys for the scores, dimensions for the values. Words are summed in order.
 #pragma once
-#include "kernels.h"
-#include "simd.h"
+#include "integers.h"
 
 namespace {
 
@@ -25,15 +24,36 @@ struct Floats {
     static void add(Sums& s, const char* x, const Column& c) { s.f = fma(all(*(const float*)x), c.f, s.f); }
 };
 
-// Two bfloat16 a word. Without pair instructions rows are floats, two a word.
-struct Halves {
+// Two bfloat16 a word, times rows of floats, two a word.
+struct Widened {
     using Value = uint16_t;
-    static constexpr int64_t PAIR = 2, WORD = 4, X = PAIRS ? 4 : 8;
+    static constexpr int64_t PAIR = 2, WORD = 4, X = 8;
     struct Sums {
         F f;
         void clear() { f = zero(); }
     };
+    struct Column {
+        F even, odd;
+        void get(const char* w) {
+            I word = bytes(w);
+            even = as_floats(up<16>(word)), odd = as_floats(both(word, four((int)0xffff0000u)));
+        }
+    };
+    static void add(Sums& s, const char* x, const Column& c) {
+        s.f = fma(all(((const float*)x)[0]), c.even, s.f);
+        s.f = fma(all(((const float*)x)[1]), c.odd, s.f);
+    }
+};
+
+// Two bfloat16 a word, and rows too, where there is an instruction for pairs.
 #ifdef __AVX512F__
+struct Halves {
+    using Value = uint16_t;
+    static constexpr int64_t PAIR = 2, WORD = 4, X = 4;
+    struct Sums {
+        F f;
+        void clear() { f = zero(); }
+    };
     struct Column {
         __m512bh v;
         void get(const char* w) { v = (__m512bh)_mm512_loadu_si512(w); }
@@ -41,22 +61,10 @@ struct Halves {
     static void add(Sums& s, const char* x, const Column& c) {
         s.f.v = _mm512_dpbf16_ps(s.f.v, (__m512bh)_mm512_set1_epi32(*(const int*)x), c.v);
     }
-#else
-    struct Column {
-        F even, odd;
-        void get(const char* w) {
-            const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
-            __m256i l = _mm256_loadu_si256((const __m256i*)w), h = _mm256_loadu_si256((const __m256i*)(w + 32));
-            even = {_mm256_castsi256_ps(_mm256_slli_epi32(l, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(h, 16))};
-            odd = {_mm256_castsi256_ps(_mm256_and_si256(l, upper)), _mm256_castsi256_ps(_mm256_and_si256(h, upper))};
-        }
-    };
-    static void add(Sums& s, const char* x, const Column& c) {
-        s.f = fma(all(((const float*)x)[0]), c.even, s.f);
-        s.f = fma(all(((const float*)x)[1]), c.odd, s.f);
-    }
-#endif
 };
+#else
+using Halves = Widened;
+#endif
 
 // Two int8 a word, times rows of int16 pairs: whole numbers, exact in any order.
 struct Bytes {
@@ -124,7 +132,10 @@ inline void product(typename Kind::Sums (&sums)[M][N], const char* x, int64_t x_
 }
 
 inline F floats(const Floats::Sums& s) { return s.f; }
+inline F floats(const Widened::Sums& s) { return s.f; }
+#ifdef __AVX512F__
 inline F floats(const Halves::Sums& s) { return s.f; }
+#endif
 inline F floats(const Bytes::Sums& s) { return s.floats(); }
 
 }  // namespace

@@ -16,6 +16,12 @@ inline I low_codes(I w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; 
 inline I high_codes(I w) { return {_mm512_and_si512(_mm512_srli_epi16(w.v, 4), _mm512_set1_epi8(15))}; }
 inline I dot8(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 inline I dot4(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
+// Sums of a span of 4-bit products are what they are added to.
+using Span = I;
+constexpr bool SPANS = false;
+inline Span open_span(I sum) { return sum; }
+inline Span span4(Span s, I w, I x) { return dot4(s, w, x); }
+inline I close_span(I, Span s) { return s; }
 inline I minus(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I plus(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -24,6 +30,9 @@ inline I differ(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int N> inline I up(I a) { return {_mm512_slli_epi32(a.v, N)}; }
 template <int N> inline I down(I a) { return {_mm512_srli_epi32(a.v, N)}; }
 inline I bits(F x) { return {_mm512_castps_si512(x.v)}; }
+inline F as_floats(I x) { return {_mm512_castsi512_ps(x.v)}; }
+// Sixteen of 32 float16.
+template <int HALF> inline F halves(I x) { return {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x.v, HALF))}; }
 inline void keep(void* p, I x) { _mm512_storeu_si512(p, x.v); }
 inline I times(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 // a * b of lanes in which a is below 2^15 and b fits 16 bits, signed.
@@ -48,6 +57,10 @@ inline I low_codes(I w) {
     return {_mm256_and_si256(w.a, m), _mm256_and_si256(w.b, m)};
 }
 inline I high_codes(I w) { return low_codes({_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)}); }
+#ifdef __AVXVNNI__
+inline __m256i dot4(__m256i sum, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+inline __m256i dot8(__m256i sum, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+#else
 // Pairs are added in 16 bits: with codes below 16, or signs moved to one side, they do not saturate.
 inline __m256i dot4(__m256i sum, __m256i w, __m256i x) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
@@ -56,8 +69,30 @@ inline __m256i dot8(__m256i sum, __m256i w, __m256i x) {
     __m256i s = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
     return dot4(sum, _mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
 }
+#endif
 inline I dot8(I sum, I w, I x) { return {dot8(sum.a, w.a, x.a), dot8(sum.b, w.b, x.b)}; }
 inline I dot4(I sum, I w, I x) { return {dot4(sum.a, w.a, x.a), dot4(sum.b, w.b, x.b)}; }
+#ifdef __AVXVNNI__
+using Span = I;
+constexpr bool SPANS = false;
+inline Span open_span(I sum) { return sum; }
+inline Span span4(Span s, I w, I x) { return dot4(s, w, x); }
+inline I close_span(I, Span s) { return s; }
+#else
+// Sums of a span of 32 inputs, in 16 bits: eight times two products of at most 15 * 127.
+struct Span {
+    __m256i a, b;
+};
+constexpr bool SPANS = true;
+inline Span open_span(I) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Span span4(Span s, I w, I x) {
+    return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, x.a)), _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, x.b))};
+}
+inline I close_span(I sum, Span s) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(s.a, one)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(s.b, one))};
+}
+#endif
 inline I minus(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I plus(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I both(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
@@ -66,6 +101,11 @@ inline I differ(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256
 template <int N> inline I up(I x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 template <int N> inline I down(I x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
 inline I bits(F x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
+inline F as_floats(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+template <int HALF> inline F halves(I x) {
+    __m256i h = HALF ? x.b : x.a;
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
 inline void keep(void* p, I x) {
     _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)((char*)p + 32), x.b);
 }
@@ -92,6 +132,6 @@ inline int word(const int8_t* p) {
 }
 
 inline int64_t padded(const QuantizedArgs& a) { return (a.inputs + a.group - 1) / a.group * a.group; }
-inline int64_t groups(const QuantizedArgs& a) { return a.bits == 8 ? 1 : padded(a) / a.group; }
+inline int64_t groups(const QuantizedArgs& a) { return a.numbers == INT8 ? 1 : padded(a) / a.group; }
 
 }  // namespace

@@ -3,6 +3,9 @@
 #pragma once
 #include "abi.h"
 
+// What a weight is made of, as contract.py numbers it.
+enum Numbers : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT4 = 4, INT8 = 8 };
+
 // One piece of attention: `queries` of request `request` from its `first` on, KV heads [kv_head, kv_head + spans),
 // partitions [part, parts).
 struct AttentionItem {
@@ -20,11 +23,10 @@ struct RoundedArgs : QuantizedArgs {
 
 struct Kernels {
     const char* name;
-    int64_t row_tile;  // rows that the matmul makes at once: cut pieces at multiples
     void (*linear)(const LinearArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*quantize)(const RoundedArgs&, int64_t row, int64_t rows);
     void (*quantized)(const RoundedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
-    void (*weight_only)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
+    void (*widened)(const QuantizedArgs&, int64_t row, int64_t rows, int64_t tile, int64_t tiles);
     void (*attention)(const AttentionArgs&, const AttentionItem&);
     void (*merge)(const AttentionArgs&, const AttentionItem&);
     void (*rms_norm)(const NormArgs&, int64_t row, int64_t rows);
@@ -44,6 +46,7 @@ struct Kernels {
 };
 
 const Kernels* avx512_kernels();
+const Kernels* avxvnni_kernels();
 const Kernels* avx2_kernels();
 
 constexpr int64_t TILE = 16;          // outputs per weight tile

@@ -6,10 +6,10 @@
 
 namespace {
 
-// Float weights: a tile is [inputs][16]. Bfloat16: [inputs / 2][16][2], pairs of inputs side by side.
+// How products are made: of floats, or of pairs of bfloat16 where there is an instruction for them. A tile is then
+// [inputs][16], or [inputs / 2][16][2], pairs of inputs side by side.
 // Word: a step of a tile in registers. Spread: the step's part of a row of x, in every lane.
 struct Float {
-    using Storage = float;
     using Word = F;
     using Spread = F;
     static constexpr int64_t INPUTS = 1;  // per step
@@ -22,14 +22,12 @@ struct Float {
     static F add(F sum, Spread x, Word w) { return fma(x, w, sum); }
 };
 
-struct Half {
-    using Storage = uint16_t;
-    static constexpr int64_t INPUTS = 2;
-    static int64_t steps(int64_t inputs) { return (inputs + 1) / 2; }
 #ifdef __AVX512F__
+struct Half {
     using Word = __m512bh;
     using Spread = __m512bh;
-    static constexpr int64_t X = 4;
+    static constexpr int64_t INPUTS = 2, X = 4;
+    static int64_t steps(int64_t inputs) { return (inputs + 1) / 2; }
     static Word word(const char* w) { return (__m512bh)_mm512_loadu_si512(w); }
     // Pairs of numbers that bfloat16 holds exactly: their lower halves are zero.
     static Word join(F even, F odd) {
@@ -42,36 +40,9 @@ struct Half {
         return (__m512bh)_mm512_set1_epi32(pair);
     }
     static F add(F sum, Spread x, Word w) { return {_mm512_dpbf16_ps(sum.v, x, w)}; }
-#else
-    struct Word {
-        F even, odd;
-    };
-    using Spread = Word;
-    static constexpr int64_t X = 8;  // without pair instructions x is widened to float first
-    static Word word(const char* w) {
-        const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
-        __m256i l = _mm256_loadu_si256((const __m256i*)w), h = _mm256_loadu_si256((const __m256i*)(w + 32));
-        return {{_mm256_castsi256_ps(_mm256_slli_epi32(l, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(h, 16))},
-                {_mm256_castsi256_ps(_mm256_and_si256(l, upper)), _mm256_castsi256_ps(_mm256_and_si256(h, upper))}};
-    }
-    static Word join(F even, F odd) { return {even, odd}; }
-    static void keep(char* w, Word x) {  // as `word` reads it
-        auto pair = [](__m256 even, __m256 odd) {
-            return _mm256_or_si256(_mm256_srli_epi32(_mm256_castps_si256(even), 16), _mm256_castps_si256(odd));
-        };
-        _mm256_storeu_si256((__m256i*)w, pair(x.even.a, x.odd.a));
-        _mm256_storeu_si256((__m256i*)(w + 32), pair(x.even.b, x.odd.b));
-    }
-    static Spread spread(const char* x) { return {all(((const float*)x)[0]), all(((const float*)x)[1])}; }
-    static F add(F sum, Spread x, Word w) { return fma(x.odd, w.odd, fma(x.even, w.even, sum)); }
-#endif
 };
-#ifdef __AVX512F__
-using Pairs = Half;  // what bfloat16 keys are scored with
-#else
-using Pairs = Float;
 #endif
-constexpr int64_t STEP = 64;  // bytes of a tile per step, both kinds
+constexpr int64_t STEP = 64;  // bytes of a tile per step
 
 template <class Kind, int M, int N>
 inline void multiply(F (&sum)[M][N], const char* x, int64_t stride, const typename Kind::Word (&w)[N]) {
@@ -94,27 +65,25 @@ template <class Kind, int M, int N> inline void block(F (&sum)[M][N], const char
     }
 }
 
-// A view of rows of x that can be read a step at a time: padded with zeros to `wide` inputs, and widened where there
-// are no pairs. Valid until the next in this thread.
+// A view of rows of x that can be read a step at a time: padded with zeros to `wide` inputs, and widened where they are
+// multiplied as floats and are none. Valid until the next in this thread.
 struct Rows {
     const char* at;
     int64_t stride;  // bytes
 };
 
-template <class Kind> Rows prepare(const void* x, int64_t stride, int64_t inputs, int64_t wide, int64_t rows) {
-    using T = typename Kind::Storage;
+template <class Kind, class T> Rows prepare(const T* x, int64_t stride, int64_t inputs, int64_t wide, int64_t rows) {
     constexpr int64_t size = Kind::X / Kind::INPUTS;  // bytes of an input as it is read
-    const T* from = (const T*)x;
     if (wide == inputs && size == sizeof(T)) return {(const char*)x, stride * size};
     int64_t line = (wide * size + 63) / 64 * 64;
     char* out = (char*)scratch(0, rows * line);
     for (int64_t r = 0; r < rows; r++) {
         memset(out + r * line + inputs * size, 0, line - inputs * size);
         if (size == sizeof(T)) {
-            memcpy(out + r * line, from + r * stride, inputs * size);
+            memcpy(out + r * line, x + r * stride, inputs * size);
         } else {
             for (int64_t i = 0; i < inputs; i += LANES)
-                store((float*)(out + r * line) + i, load(from + r * stride + i, inputs - i));
+                store((float*)(out + r * line) + i, load(x + r * stride + i, inputs - i));
         }
     }
     return {out, line};

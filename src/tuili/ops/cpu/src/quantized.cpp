@@ -13,6 +13,11 @@ constexpr int64_t HEIGHT8 = 16, HEIGHT4 = 8;  // most rows of a strip
 constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
 constexpr int64_t HEIGHT8 = 6, HEIGHT4 = 3;
 #endif
+#if defined(__AVX512F__) || defined(__AVXVNNI__)
+constexpr int OFFSET8 = -128;
+#else
+constexpr int OFFSET8 = 0;  // dot8 takes codes as they are meant
+#endif
 constexpr int64_t STEP = 64;          // bytes of a step of a tile
 constexpr int64_t AHEAD = 32 * STEP;  // weights are asked for so long before a strip needs them
 
@@ -20,7 +25,7 @@ constexpr int64_t AHEAD = 32 * STEP;  // weights are asked for so long before a 
 // there are registers, and lie interleaved, [step][row], so that they are one stream, too. Tiles of many inputs are read
 // as fast side by side, and many rows wait for products, which blocks of rows and columns load least for.
 bool strips(const QuantizedArgs& a) {
-    return a.rows < CUT_ROWS && (a.bits == 4 || a.rows <= 3 || padded(a) * TILE <= 16384);
+    return a.rows < CUT_ROWS && (a.numbers == INT4 || a.rows <= 3 || padded(a) * TILE <= 16384);
 }
 
 // Blocks of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
@@ -32,7 +37,7 @@ struct Blocks {
 };
 
 // What is added to a sum for each unit of its row's total, because of the weights' offset; with zeros, times those.
-int offset(const QuantizedArgs& a) { return a.bits == 8 ? (PAIRS ? -128 : 0) : a.zeros ? -1 : -8; }
+int offset(const QuantizedArgs& a) { return a.numbers == INT8 ? OFFSET8 : a.zeros ? -1 : -8; }
 
 // Where a row's codes and sums go: `step` words apart.
 struct Place {
@@ -41,7 +46,7 @@ struct Place {
     Place(const RoundedArgs& a, int64_t row) {
         int64_t words = padded(a) / 4, count = groups(a), first = row;
         if (strips(a)) {
-            Blocks blocks(a.rows, a.bits == 8 ? HEIGHT8 : HEIGHT4);
+            Blocks blocks(a.rows, a.numbers == INT8 ? HEIGHT8 : HEIGHT4);
             int64_t b = blocks.of(row);
             first = blocks.first(b), step = blocks.first(b + 1) - first;
         }
@@ -164,17 +169,23 @@ template <class T, int M, int N, bool STRIP> void nibbles(const RoundedArgs& a, 
             I total = four(totals[STRIP ? g * M + m : m * count + g]);
             EACH(n, N) sum[m][n] = a.zeros ? times_half(zeros[n], total) : total;
         }
-        for (int64_t k = g * a.group / 8; k < (g + 1) * a.group / 8; k++) {
-            I lo[N], hi[N];
-            EACH(n, N) {
-                I both = bytes(w + (n * steps + k) * STEP);
-                lo[n] = low_codes(both), hi[n] = high_codes(both);
+        const int64_t end = (g + 1) * a.group / 8, span = SPANS ? 4 : a.group / 8;
+        for (int64_t k = g * a.group / 8; k < end;) {
+            Span part[M][N];
+            EACH(m, M) EACH(n, N) part[m][n] = open_span(sum[m][n]);
+            for (const int64_t stop = k + span; k < stop; k++) {
+                I lo[N], hi[N];
+                EACH(n, N) {
+                    I both = bytes(w + (n * steps + k) * STEP);
+                    lo[n] = low_codes(both), hi[n] = high_codes(both);
+                }
+                ask<M, STRIP>(w + k * STEP);
+                EACH(m, M) {
+                    I p = x.word(m, 2 * k), q = x.word(m, 2 * k + 1);
+                    EACH(n, N) part[m][n] = span4(span4(part[m][n], lo[n], p), hi[n], q);
+                }
             }
-            ask<M, STRIP>(w + k * STEP);
-            EACH(m, M) {
-                I p = x.word(m, 2 * k), q = x.word(m, 2 * k + 1);
-                EACH(n, N) sum[m][n] = dot4(dot4(sum[m][n], lo[n], p), hi[n], q);
-            }
+            EACH(m, M) EACH(n, N) sum[m][n] = close_span(sum[m][n], part[m][n]);
         }
         EACH(n, N) {
             F scale = load_half((const uint16_t*)a.scales + ((tile + n) * count + g) * TILE);
@@ -188,7 +199,7 @@ template <class T, int M, int N, bool STRIP> void nibbles(const RoundedArgs& a, 
 
 template <class T, int M> void strip(const RoundedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
     for (int64_t n = 0; n < tiles; n++) {
-        if (a.bits == 8)
+        if (a.numbers == INT8)
             eight<T, M, 1, (M < SUMS ? SUMS / M : 1), true>(a, row, tile + n);
         else if constexpr (M <= HEIGHT4)
             nibbles<T, M, 1, true>(a, row, tile + n);
@@ -197,7 +208,7 @@ template <class T, int M> void strip(const RoundedArgs& a, int64_t row, int64_t 
 
 template <class T, int M> void block(const RoundedArgs& a, int64_t row, int64_t tile, int64_t tiles) {
     int64_t n = 0;
-    if (a.bits == 8) {
+    if (a.numbers == INT8) {
         for (; n + COLUMNS <= tiles; n += COLUMNS) eight<T, M, COLUMNS, 1, false>(a, row, tile + n);
         for (; n < tiles; n++) eight<T, M, 1, 1, false>(a, row, tile + n);
     } else if constexpr (M <= ROWS4) {
@@ -214,7 +225,7 @@ template <class T, int H> void strip_of(int64_t height, const RoundedArgs& a, in
 }
 
 template <class T> void quantized(const RoundedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-    bool narrow = strips(a), whole = a.bits == 8;  // strips are all of the rows
+    bool narrow = strips(a), whole = a.numbers == INT8;  // strips are all of the rows
     Blocks blocks(rows, narrow ? (whole ? HEIGHT8 : HEIGHT4) : whole ? ROWS : ROWS4);
     for (int64_t b = 0; b < blocks.count; b++) {
         int64_t from = row + blocks.first(b), height = blocks.first(b + 1) - blocks.first(b);

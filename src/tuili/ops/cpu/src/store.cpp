@@ -155,7 +155,28 @@ template <class T> void four(const StoreArgs& a, int64_t tile) {
     }
 }
 
-// Row `id` of a rounded weight, as floats.
+// Halves, not side by side: inputs are padded to pairs.
+void float16s(const StoreArgs& a, int64_t tile) {
+    int64_t steps = (a.inputs + 1) / 2 * 2;
+    uint16_t* out = (uint16_t*)a.tiles + tile * steps * TILE;
+    for (int64_t lane = 0; lane < TILE; lane++) {
+        int64_t row = tile * TILE + lane;
+        const uint16_t* x = (const uint16_t*)a.matrix + row * a.matrix_stride;
+        for (int64_t s = 0; s < steps; s++) out[s * TILE + lane] = row < a.rows && s < a.inputs ? x[s] : 0;
+    }
+}
+
+// Row `id` of a weight, as floats.
+void float_row(const LookupArgs& a, int64_t id, float* out) {
+    int64_t even = (a.inputs + 1) / 2 * 2, lane = id % TILE;
+    const uint16_t* halves = (const uint16_t*)a.tiles + id / TILE * even * TILE;
+    const float* floats = (const float*)a.tiles + id / TILE * a.inputs * TILE + lane;
+    for (int64_t k = 0; k < a.inputs; k++)
+        out[k] = a.numbers == FLOAT32    ? floats[k * TILE]
+                 : a.numbers == BFLOAT16 ? single(halves + k / 2 * 2 * TILE + lane * 2 + k % 2)
+                                         : float_of(halves[k * TILE + lane]);
+}
+
 void eight_row(const LookupArgs& a, int64_t id, float* out) {
     const uint8_t* codes = (const uint8_t*)a.tiles + (id / TILE * ((a.inputs + 3) / 4) * TILE + id % TILE) * 4;
     float scale = ((const float*)a.scales)[id];
@@ -180,7 +201,7 @@ void four_row(const LookupArgs& a, int64_t id, float* out) {
 void JOIN(lookup, TUILI_ISA)(const LookupArgs& a, int64_t first, int64_t count) {
     for (int64_t i = first; i < first + count; i++) {
         float* wide = a.dtype == 0 ? (float*)a.out + i * a.inputs : (float*)scratch(5, a.inputs * 4);
-        a.bits == 8 ? eight_row(a, a.ids[i], wide) : four_row(a, a.ids[i], wide);
+        a.numbers == INT8 ? eight_row(a, a.ids[i], wide) : a.numbers == INT4 ? four_row(a, a.ids[i], wide) : float_row(a, a.ids[i], wide);
         if (a.dtype == 0) continue;
         uint16_t* out = (uint16_t*)a.out + i * a.inputs;
         for (int64_t k = 0; k < a.inputs; k += LANES) store(out + k, load(wide + k, least(LANES, a.inputs - k)), least(LANES, a.inputs - k));
@@ -188,7 +209,8 @@ void JOIN(lookup, TUILI_ISA)(const LookupArgs& a, int64_t first, int64_t count) 
 }
 
 void JOIN(store, TUILI_ISA)(const StoreArgs& a, int64_t tile) {
-    if (a.bits == 0) return a.dtype == 0 ? floats<1>(a, tile) : floats<2>(a, tile);
-    if (a.bits == 8) return a.dtype == 0 ? eight<float>(a, tile) : eight<uint16_t>(a, tile);
+    if (a.numbers == FLOAT16) return float16s(a, tile);
+    if (a.numbers < INT4) return a.numbers == FLOAT32 ? floats<1>(a, tile) : floats<2>(a, tile);
+    if (a.numbers == INT8) return a.dtype == 0 ? eight<float>(a, tile) : eight<uint16_t>(a, tile);
     a.dtype == 0 ? four<float>(a, tile) : four<uint16_t>(a, tile);
 }

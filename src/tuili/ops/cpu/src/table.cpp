@@ -10,7 +10,7 @@
 void JOIN(linear, TUILI_ISA)(const LinearArgs&, int64_t, int64_t, int64_t, int64_t);
 void JOIN(quantize, TUILI_ISA)(const RoundedArgs&, int64_t, int64_t);
 void JOIN(quantized, TUILI_ISA)(const RoundedArgs&, int64_t, int64_t, int64_t, int64_t);
-void JOIN(weight_only, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t, int64_t, int64_t);
+void JOIN(widened, TUILI_ISA)(const QuantizedArgs&, int64_t, int64_t, int64_t, int64_t);
 void JOIN(attention, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
 void JOIN(merge, TUILI_ISA)(const AttentionArgs&, const AttentionItem&);
 void JOIN(rms_norm, TUILI_ISA)(const NormArgs&, int64_t, int64_t);
@@ -30,9 +30,9 @@ void JOIN(write_kv, TUILI_ISA)(const WriteArgs&, int64_t, int64_t);
 
 const Kernels* JOIN(TUILI_ISA, kernels)() {
     static constexpr Kernels table = {
-        TEXT(TUILI_ISA),           ROWS,
+        TEXT(TUILI_ISA),
         JOIN(linear, TUILI_ISA),   JOIN(quantize, TUILI_ISA),  JOIN(quantized, TUILI_ISA),
-        JOIN(weight_only, TUILI_ISA),
+        JOIN(widened, TUILI_ISA),
         JOIN(attention, TUILI_ISA), JOIN(merge, TUILI_ISA),
         JOIN(rms_norm, TUILI_ISA), JOIN(rotate, TUILI_ISA),    JOIN(gated, TUILI_ISA),
         JOIN(probe_read, TUILI_ISA), JOIN(probe_multiply, TUILI_ISA),

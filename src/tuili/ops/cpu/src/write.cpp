@@ -35,6 +35,21 @@ template <class W, class E> void write(const WriteArgs& a, int64_t head) {
     }
 }
 
+// Floats into a cache of bfloat16.
+void write_narrowed(const WriteArgs& a, int64_t head) {
+    uint16_t* halves = (uint16_t*)scratch(1, a.dim * sizeof(uint16_t));
+    auto narrowed = [&](const void* from, int64_t stride, int64_t token) {
+        const float* x = (const float*)from + token * stride + head * a.dim;
+        for (int64_t d = 0; d < a.dim; d += LANES) store(halves + d, load(x + d, a.dim - d), a.dim - d);
+        return halves;
+    };
+    for (int64_t i = 0; i < a.count; i++) {
+        Slot<uint32_t, uint16_t> slot(a, i, head);
+        slot.key(narrowed(a.k, a.k_stride, i));
+        slot.value(narrowed(a.v, a.v_stride, i));
+    }
+}
+
 // 16 numbers within +-127, to nearest, ties to even.
 void store_int8(int8_t* p, F x) {
 #ifdef __AVX512F__
@@ -80,6 +95,8 @@ void JOIN(write_kv, TUILI_ISA)(const WriteArgs& a, int64_t head, int64_t heads) 
     for (int64_t h = head; h < head + heads; h++)
         if (a.k_scales)
             a.dtype == 0 ? write_int8<float>(a, h) : write_int8<uint16_t>(a, h);
+        else if (a.dtype == BFLOAT16)
+            write<uint32_t, uint16_t>(a, h);
         else
-            a.dtype == 0 ? write<uint32_t, uint32_t>(a, h) : write<uint32_t, uint16_t>(a, h);
+            a.numbers == FLOAT32 ? write<uint32_t, uint32_t>(a, h) : write_narrowed(a, h);
 }

@@ -1,6 +1,7 @@
-// Products of float activations with integer weights of 8 or 4 bits. Codes become exact numbers (bfloat16 holds them
-// all), are multiplied and summed in float32, and the sums are scaled: per output (8 bits), per group of inputs, groups
-// in order (4 bits). Few rows unpack into registers, many unpack a panel that all rows share: the same chain.
+// Products of float activations with weights of fewer bits: 16 of a float, 8 or 4 of an integer. They become exact
+// numbers (bfloat16 holds all of the integers), are multiplied and summed in float32, and the sums of integers are scaled:
+// per output (8 bits), per group of inputs, groups in order (4 bits). Few rows unpack into registers, many unpack a panel
+// that all rows share: the same chain.
 #include "integers.h"
 #include "linear.h"
 
@@ -9,32 +10,41 @@ namespace {
 constexpr int64_t CHUNK = 512;  // inputs unpacked at once: a multiple of every group
 constexpr int64_t BAND = 192;   // rows whose sums wait in memory between chunks
 
-// How a step of 64 bytes of codes becomes numbers. `shift` is made once per group and tile.
+// How a step of 64 bytes becomes numbers: word P of them. `shift` is made once per group and tile.
+struct Bfloat16 {
+    static constexpr int64_t INPUTS = 2;
+    static constexpr bool GROUPED = false, SCALED = false;
+    static I shift(const QuantizedArgs&, int64_t) { return nothing(); }
+    template <class Kind, int P> static F word(I w, I) { return P ? as_floats(both(w, four((int)0xffff0000u))) : as_floats(up<16>(w)); }
+};
+
+struct Float16 : Bfloat16 {
+    template <class Kind, int P> static F word(I w, I) { return halves<P>(w); }
+};
+
 struct Eight {
     static constexpr int64_t INPUTS = 4;
-    static constexpr bool GROUPED = false;
+    static constexpr bool GROUPED = false, SCALED = true;
     static constexpr float SCALE = 1.0f / (1 << 24);  // codes are made in the upper byte
-    template <int J> static F number(I w) { return floats(both(up<24 - 8 * J>(w), four((int)0xff000000u))); }
     static I shift(const QuantizedArgs&, int64_t) { return four((int)0x80808080u); }
-    template <class Kind> static void expand(I w, I shift, typename Kind::Word (&out)[4 / Kind::INPUTS]) {
+    template <int J> static F number(I w) { return floats(both(up<24 - 8 * J>(w), four((int)0xff000000u))); }
+    template <class Kind, int P> static typename Kind::Word word(I w, I shift) {
         w = differ(w, shift);  // code + 128 to two's complement
-        F f[4] = {number<0>(w), number<1>(w), number<2>(w), number<3>(w)};
-        EACH(k, (4 / Kind::INPUTS)) out[k] = Kind::join(f[k * Kind::INPUTS], f[k * Kind::INPUTS + Kind::INPUTS - 1]);
+        return Kind::join(number<P * Kind::INPUTS>(w), number<(P + 1) * Kind::INPUTS - 1>(w));
     }
 };
 
 struct Four {
     static constexpr int64_t INPUTS = 8;
-    static constexpr bool GROUPED = true;
-    template <int J> static F number(I w, I zero) { return floats(minus(both(down<J>(w), four(15)), zero)); }
+    static constexpr bool GROUPED = true, SCALED = false;
     static I zero(const QuantizedArgs& a, int64_t at) {
         return a.zeros ? widen_bytes((const uint8_t*)a.zeros + at * TILE) : four(8);
     }
     static I shift(const QuantizedArgs& a, int64_t at) { return zero(a, at); }
-    template <class Kind> static void expand(I w, I zero, typename Kind::Word (&out)[8 / Kind::INPUTS]) {
-        F f[8] = {number<0>(w, zero), number<8>(w, zero),  number<16>(w, zero), number<24>(w, zero),
-                  number<4>(w, zero), number<12>(w, zero), number<20>(w, zero), number<28>(w, zero)};
-        EACH(k, (8 / Kind::INPUTS)) out[k] = Kind::join(f[k * Kind::INPUTS], f[k * Kind::INPUTS + Kind::INPUTS - 1]);
+    // Input J lies in the lower half of byte J, J + 4 in its upper half.
+    template <int J> static F number(I w, I zero) { return floats(minus(both(down<J % 4 * 8 + J / 4 * 4>(w), four(15)), zero)); }
+    template <class Kind, int P> static typename Kind::Word word(I w, I zero) {
+        return Kind::join(number<P * Kind::INPUTS>(w, zero), number<(P + 1) * Kind::INPUTS - 1>(w, zero));
     }
 };
 
@@ -60,35 +70,41 @@ template <bool ZEROS> struct FourPairs : Four {
         if (!ZEROS) return nothing();
         return times(minus(four(16), zero(a, at)), four(0x00010001));
     }
-    template <class Kind> static void expand(I w, I shift, __m512bh (&out)[4]) {
+    template <class Kind, int P> static __m512bh word(I w, I shift) {
         static constexpr Table table = make_table<ZEROS>();
         const __m512i numbers = _mm512_loadu_si512(table.of), mask = _mm512_set1_epi16(15);
         const __m512i first = _mm512_set4_epi32(0x0d0d0c0c, 0x09090808, 0x05050404, 0x01010000);
         const __m512i second = _mm512_set4_epi32(0x0f0f0e0e, 0x0b0b0a0a, 0x07070606, 0x03030202);
-        EACH(k, 4) {
-            __m512i at = _mm512_shuffle_epi8(w.v, k % 2 ? second : first);
-            if (k / 2) at = _mm512_srli_epi16(at, 4);
-            if (ZEROS) at = _mm512_add_epi16(_mm512_and_si512(at, mask), shift.v);
-            out[k] = (__m512bh)_mm512_permutexvar_epi16(at, numbers);
-        }
+        __m512i at = _mm512_shuffle_epi8(w.v, P % 2 ? second : first);
+        if (P / 2) at = _mm512_srli_epi16(at, 4);
+        if (ZEROS) at = _mm512_add_epi16(_mm512_and_si512(at, mask), shift.v);
+        return (__m512bh)_mm512_permutexvar_epi16(at, numbers);
     }
 };
-#else
-template <bool ZEROS> struct FourPairs : Four {};
 #endif
+
+// body(At<0>{}) ... body(At<COUNT - 1>{}).
+template <int I> struct At {
+    static constexpr int value = I;
+};
+template <int COUNT, class Body> inline __attribute__((always_inline)) void each_at(Body body) {
+    if constexpr (COUNT > 0) {
+        each_at<COUNT - 1>(body);
+        body(At<COUNT - 1>{});
+    }
+}
 
 template <class Code> int64_t span(const QuantizedArgs& a) { return Code::GROUPED ? a.group : padded(a); }
 template <class Code> const char* tile_at(const QuantizedArgs& a, int64_t tile, int64_t input) {
-    return (const char*)a.tiles + (tile * padded(a) + input) * (TILE / (Code::INPUTS / 4));
+    return (const char*)a.tiles + (tile * padded(a) + input) * STEP / Code::INPUTS;
 }
 inline F scale_at(const QuantizedArgs& a, int64_t at) { return load_half((const uint16_t*)a.scales + at * TILE); }
 
-template <class Code, class Kind, int M, int N> void finish(const QuantizedArgs& a, F (&sum)[M][N], int64_t row, int64_t tile) {
-    using T = typename Kind::Storage;
+template <class Code, class T, int M, int N> void finish(const QuantizedArgs& a, F (&sum)[M][N], int64_t row, int64_t tile) {
     EACH(n, N) {
         int64_t column = (tile + n) * TILE, left = a.outputs - column;
         F bias = a.bias ? load((const T*)a.bias + column, left) : zero();
-        if constexpr (!Code::GROUPED) {
+        if constexpr (Code::SCALED) {
             F scale = load((const float*)a.scales + column, left) * all(Code::SCALE);
             EACH(m, M) sum[m][n] = sum[m][n] * scale;
         }
@@ -96,7 +112,7 @@ template <class Code, class Kind, int M, int N> void finish(const QuantizedArgs&
     }
 }
 
-template <class Code, class Kind, int M, int N> void few(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile) {
+template <class Code, class Kind, class T, int M, int N> void few(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile) {
     constexpr int64_t WORDS = Code::INPUTS / Kind::INPUTS;
     int64_t wide = padded(a), reach = span<Code>(a), stride = tile_at<Code>(a, 1, 0) - tile_at<Code>(a, 0, 0);
     F out[M][N];
@@ -109,20 +125,20 @@ template <class Code, class Kind, int M, int N> void few(const QuantizedArgs& a,
         const char* w = tile_at<Code>(a, tile, from);
         const char* at = x.at + from / Kind::INPUTS * Kind::X;
         for (int64_t k = 0; k < reach; k += Code::INPUTS, w += STEP, at += WORDS * Kind::X) {
-            typename Kind::Word part[N][WORDS];
-            EACH(n, N) Code::template expand<Kind>(bytes(w + n * stride), shift[n], part[n]);
-            EACH(p, WORDS) {
+            I step[N];
+            EACH(n, N) step[n] = bytes(w + n * stride);
+            each_at<WORDS>([&](auto p) {
                 typename Kind::Word b[N];
-                EACH(n, N) b[n] = part[n][p];
-                multiply<Kind, M, N>(sum, at + p * Kind::X, x.stride, b);
-            }
+                EACH(n, N) b[n] = Code::template word<Kind, p.value>(step[n], shift[n]);
+                multiply<Kind, M, N>(sum, at + p.value * Kind::X, x.stride, b);
+            });
         }
         EACH(n, N) {
             F scale = Code::GROUPED ? scale_at(a, (tile + n) * (wide / reach) + from / reach) : zero();
             EACH(m, M) out[m][n] = Code::GROUPED ? fma(sum[m][n], scale, out[m][n]) : sum[m][n];
         }
     }
-    finish<Code, Kind>(a, out, row, tile);
+    finish<Code, T>(a, out, row, tile);
 }
 
 // Inputs [from, to) of N tiles as numbers, in tile order: N panels of CHUNK inputs.
@@ -136,9 +152,8 @@ template <class Code, class Kind, int N> void unpack(const QuantizedArgs& a, int
             I shift = Code::shift(a, (tile + n) * (wide / reach) + k / reach);
             int64_t end = least(to, (k / reach + 1) * reach);
             for (; k < end; k += Code::INPUTS, w += STEP, out += WORDS * STEP) {
-                typename Kind::Word part[WORDS];
-                Code::template expand<Kind>(bytes(w), shift, part);
-                EACH(p, WORDS) Kind::keep(out + p * STEP, part[p]);
+                I step = bytes(w);
+                each_at<WORDS>([&](auto p) { Kind::keep(out + p.value * STEP, Code::template word<Kind, p.value>(step, shift)); });
             }
         }
     }
@@ -165,13 +180,13 @@ void add(const QuantizedArgs& a, Rows x, int64_t tile, int64_t from, int64_t to,
     }
 }
 
-template <class Code, class Kind, int M, int N> void close(const QuantizedArgs& a, int64_t row, int64_t tile, const float* sums) {
+template <class Code, class T, int M, int N> void close(const QuantizedArgs& a, int64_t row, int64_t tile, const float* sums) {
     F sum[M][N];
     EACH(m, M) EACH(n, N) sum[m][n] = load(sums + (m * N + n) * LANES);
-    finish<Code, Kind>(a, sum, row, tile);
+    finish<Code, T>(a, sum, row, tile);
 }
 
-template <class Code, class Kind, int N> void many(const QuantizedArgs& a, Rows x, int64_t row, int64_t rows, int64_t tile) {
+template <class Code, class Kind, class T, int N> void many(const QuantizedArgs& a, Rows x, int64_t row, int64_t rows, int64_t tile) {
     char* panel = (char*)scratch(1, N * CHUNK / Kind::INPUTS * STEP + rows * N * STEP);
     float* sums = (float*)(panel + N * CHUNK / Kind::INPUTS * STEP);
     int64_t blocks = (rows + ROWS - 1) / ROWS, wide = padded(a);
@@ -186,31 +201,39 @@ template <class Code, class Kind, int N> void many(const QuantizedArgs& a, Rows 
         }
     }
     for (int64_t b = 0; b < blocks; b++) {
-#define CLOSE(m) close<Code, Kind, m, N>(a, row + first(b), tile, sums + first(b) * N * LANES)
+#define CLOSE(m) close<Code, T, m, N>(a, row + first(b), tile, sums + first(b) * N * LANES)
         EACH_HEIGHT(first(b + 1) - first(b), CLOSE)
     }
 }
 
-template <class Code, class Kind, int M> void few_tiles(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile, int64_t tiles) {
+template <class Code, class Kind, class T, int M> void few_tiles(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile, int64_t tiles) {
     constexpr int N = !PAIRS ? 1 : M == 1 ? 4 : M <= 3 ? 2 : 1;
     int64_t n = 0;
-    for (; n + N <= tiles; n += N) few<Code, Kind, M, N>(a, x, row, tile + n);
-    for (; n < tiles; n++) few<Code, Kind, M, 1>(a, x, row, tile + n);
+    for (; n + N <= tiles; n += N) few<Code, Kind, T, M, N>(a, x, row, tile + n);
+    for (; n < tiles; n++) few<Code, Kind, T, M, 1>(a, x, row, tile + n);
 }
 
-template <class Code, class Kind> void weight_only(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-    using T = typename Kind::Storage;
+template <class Code, class Kind, class T> void widened(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
     for (int64_t end = row + rows; row < end; row += BAND) {
         rows = least(BAND, end - row);
         Rows x = prepare<Kind>((const T*)a.x + row * a.x_stride, a.x_stride, a.inputs, padded(a), rows);
         if (rows <= ROWS) {
-#define FEW(m) few_tiles<Code, Kind, m>(a, x, row, tile, tiles)
+#define FEW(m) few_tiles<Code, Kind, T, m>(a, x, row, tile, tiles)
             EACH_HEIGHT(rows, FEW)
             continue;
         }
         int64_t n = 0;
-        for (; n + COLUMNS <= tiles; n += COLUMNS) many<Code, Kind, COLUMNS>(a, x, row, rows, tile + n);
-        for (; n < tiles; n++) many<Code, Kind, 1>(a, x, row, rows, tile + n);
+        for (; n + COLUMNS <= tiles; n += COLUMNS) many<Code, Kind, T, COLUMNS>(a, x, row, rows, tile + n);
+        for (; n < tiles; n++) many<Code, Kind, T, 1>(a, x, row, rows, tile + n);
+    }
+}
+
+template <class T> void of_floats(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    switch (a.numbers) {
+        case BFLOAT16: return widened<Bfloat16, Float, T>(a, row, rows, tile, tiles);
+        case FLOAT16: return widened<Float16, Float, T>(a, row, rows, tile, tiles);
+        case INT8: return widened<Eight, Float, T>(a, row, rows, tile, tiles);
+        default: widened<Four, Float, T>(a, row, rows, tile, tiles);
     }
 }
 
@@ -218,12 +241,13 @@ template <class Code, class Kind> void weight_only(const QuantizedArgs& a, int64
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
-void JOIN(weight_only, TUILI_ISA)(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
-    if (a.bits == 8)
-        a.dtype == 0 ? weight_only<Eight, Float>(a, row, rows, tile, tiles) : weight_only<Eight, Half>(a, row, rows, tile, tiles);
-    else if (a.dtype == 0)
-        weight_only<Four, Float>(a, row, rows, tile, tiles);
-    else
-        a.zeros ? weight_only<FourPairs<true>, Half>(a, row, rows, tile, tiles)
-                : weight_only<FourPairs<false>, Half>(a, row, rows, tile, tiles);
+void JOIN(widened, TUILI_ISA)(const QuantizedArgs& a, int64_t row, int64_t rows, int64_t tile, int64_t tiles) {
+    if (a.dtype == FLOAT32) return of_floats<float>(a, row, rows, tile, tiles);
+#ifdef __AVX512F__
+    if (a.numbers == INT8) return widened<Eight, Half, uint16_t>(a, row, rows, tile, tiles);
+    a.zeros ? widened<FourPairs<true>, Half, uint16_t>(a, row, rows, tile, tiles)
+            : widened<FourPairs<false>, Half, uint16_t>(a, row, rows, tile, tiles);
+#else
+    of_floats<uint16_t>(a, row, rows, tile, tiles);
+#endif
 }
