@@ -86,13 +86,18 @@ WEIGHT_ONLY += [f"llama-bf16{ON_BEST}+fp8", "qwen3-f32+fp8_weight_only"]
 #: naive loop, whose whole sequence is one chunk, sees the same keys and values.
 KV8 = "+kv8"
 ON_INT8_KV = [f"llama-bf16{KERNELS if ON_KERNELS else ''}{KV8}", f"gemma-f32{KV8}"]
+#: Weights that stay bfloat16, or float16, where activations are float32; K and V beside the former are bfloat16 too.
+STORED = {"bf16": Scheme(dtype="bfloat16"), "f16": Scheme(dtype="float16")}
+ON_BF16 = [f"llama-f32{ON_BEST}+bf16", "gemma-f32+bf16"]
+ON_F16 = [f"qwen3-f32{ON_BEST}+f16"]
 #: And over a float8 one, which torch's references write and read.
 KV_FP8 = "+kvfp8"
 ON_FP8_KV = [f"llama-bf16{KV_FP8}", f"gemma-f32{KV_FP8}"]
 
 
 def kv_cache_dtype(name: str) -> str:
-    return "fp8" if name.endswith(KV_FP8) else "int8" if name.endswith(KV8) else "auto"
+    kinds = {KV_FP8: "fp8", KV8: "int8", "+bf16": "bfloat16"}
+    return next((kind for end, kind in kinds.items() if name.endswith(end)), "auto")
 
 
 @functools.cache
@@ -110,7 +115,7 @@ def model(name: str, backend: str = "") -> Decoder:
     decoder = decoder.to(dtype).eval()
     decoder.prepare(LONGEST)
     if ways:
-        decoder.store(SCHEMES.get(ways[-1], Scheme()))
+        decoder.store((SCHEMES | STORED).get(ways[-1], Scheme()))
     return decoder
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import pytest
 from equality import (
     EAGERLY,
+    ON_BF16,
+    ON_F16,
     ON_FP8_KV,
     ON_INT8_KV,
     ON_KERNELS,
@@ -35,7 +37,7 @@ POOLS = {"tight": 15, "ample": 200}
 @pytest.mark.parametrize("reuse", [True, False], ids=["reuse", "no-reuse"])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 19, 512])
-@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *ON_INT8_KV[:1]])
+@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *ON_INT8_KV[:1], *ON_BF16[:1]])
 def test_greedy_text_equals_the_naive_loop(
     name: str, budget: int, pool: str, reuse: bool, policy: str, chunked: bool, depth: int
 ) -> None:
@@ -55,7 +57,10 @@ def test_greedy_text_equals_the_naive_loop(
     assert captured is None or captured.shapes, "no step was captured"
 
 
-@pytest.mark.parametrize("name", [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV, *ON_FP8_KV])
+@pytest.mark.parametrize(
+    "name",
+    [*SPECS, *ON_KERNELS, *EAGERLY, *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV, *ON_FP8_KV, *ON_BF16, *ON_F16],
+)
 def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
     wishes = [
         {"temperature": 0.8, "top_p": 0.9},
@@ -78,7 +83,10 @@ def test_seeded_sampling_does_not_depend_on_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY, *ON_INT8_KV, *ON_FP8_KV],
+    [
+        *("llama-f32", "gemma-f32", *ON_KERNELS[1:4], *EAGERLY[3:4], *QUANTIZED, *WEIGHT_ONLY),
+        *(*ON_INT8_KV, *ON_FP8_KV, *ON_BF16, *ON_F16),
+    ],
 )
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("budget", [6, 512])

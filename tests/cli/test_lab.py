@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tuili import LLM
 from tuili.base import hardware, limits
 from tuili.bench.compile import WAYS
 from tuili.engine.device import no_compiler
+from tuili.layers.linear import Matrix
 from tuili.models.checkpoint import open_checkpoint
 from tuili.models.shards import weight_files
+from tuili.ops import cpu
 
 if TYPE_CHECKING:
     from conftest import Invoke
@@ -97,7 +100,31 @@ def test_plan_memory_is_close_to_the_files(tuili: Invoke, tiny: Tiny) -> None:
     path = tiny("qwen3")
     got = json.loads(tuili("plan", "memory", path, "--dtype", "float32", "--json").stdout)["plans"][0]
     files = sum(file.stat().st_size for file in weight_files(open_checkpoint(path).path))
-    assert 0 <= files - got["weights"] < 8192  # the files' headers
+    assert abs(files - got["weights"]) < 8192  # the files' headers, and what whole tiles are padded by
+
+
+@pytest.mark.parametrize("flags", ["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_plan_memory_is_what_is_allocated(
+    tuili: Invoke, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, dtype: str, flags: str
+) -> None:
+    """Weights and KV, also where they are stored in another type than is computed in."""
+    stored = dtype if "float" in dtype else "bfloat16"
+    path = tiny("qwen2", dtype=stored)
+    here = replace(hardware.probe(), gpu=None, isa=frozenset({flags}))
+    monkeypatch.setattr(hardware, "probe", lambda: here)
+    monkeypatch.setattr("tuili.engine.build.probe", lambda: here)
+    words = ("--dtype", dtype, "--context", 64, "--concurrency", 3, "--json")
+    plan = json.loads(tuili("plan", "memory", path, *words).stdout)["plans"][0]
+    quantization = "none" if dtype == stored else dtype
+    with LLM(str(path), quantization=quantization, device="cpu", max_model_len=64, max_num_seqs=3) as llm:
+        runner = llm.engine.client.engine.executor.runner
+        matrices = [m.stored.nbytes for m in runner.model.modules() if isinstance(m, Matrix) and m.stored]
+        assert plan["weights"] == sum(matrices) + sum(p.nbytes for p in runner.model.parameters())
+        assert plan["kv"] == runner.kv.nbytes == llm.engine.config.kv_cache_memory_bytes
+        assert plan["kv_dtype"] == llm.engine.config.kv_cache_dtype
+        if dtype != "float32" and flags == "avx2" and cpu.describe().built:
+            assert llm.engine.config.activation_dtype == "float32"
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_on_a_cpu_the_kernels_that_were_built_compute(monkeypatch, caplog):
     assert backend(plain.with_(deterministic=True)) == backend(plain), "all of them are invariant"
     monkeypatch.setattr(cpu, "describe", lambda: cpu.LibrarySupport("", 0, "no compiler was there"))
     with caplog.at_level(logging.INFO, "tuili"):
-        assert backend(plain) == "reference"
+        able_config, _ = able(plain, replace(WITH_CARD, gpu=None))
+    assert backend(able_config) == backend(plain) == "reference"
     assert "no compiler was there" in caplog.text
     assert backend(plain.with_(kernels="reference")) == "reference"

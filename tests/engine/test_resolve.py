@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tuili.engine.captures import capture_sizes
 from tuili.engine.memory import Measured, memory_of, memory_table
 from tuili.engine.resolve import effective, resolve
 from tuili.layers.sizes import kv_bytes_per_position
-from tuili.layers.spec import ModelSpec, RopeSpec
+from tuili.layers.spec import ModelSpec, RopeSpec, Rounded
 from tuili.quant.scheme import SCHEMES
 
 GIB = 2**30
@@ -40,6 +39,7 @@ def test_everything_that_shapes_the_run_has_a_value():
         "model": "m",
         "device": "cpu",
         "dtype": "bfloat16",
+        "activation_dtype": "bfloat16",
         "quantization": "none",
         "threads": 4,
         "max_model_len": 4096,
@@ -48,13 +48,14 @@ def test_everything_that_shapes_the_run_has_a_value():
         "kv_tokens": 128 * 4096,
     }
     assert config.served_model_name == "m"
-    assert config.kv_cache_memory_bytes == 128 * 4096 * kv_bytes_per_position(SPEC, config.dtype)
+    assert config.kv_cache_memory_bytes == 128 * 4096 * kv_bytes_per_position(SPEC, config.kv_cache_dtype)
 
 
+FLOATS = ["auto", "float32", "bfloat16", "float16"]
 settings_drawn = st.fixed_dictionaries(
     {},
     optional={
-        "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+        "dtype": st.sampled_from(FLOATS),
         "max_model_len": st.integers(1, 4096),
         "max_num_seqs": st.integers(1, 300),
         "max_num_batched_tokens": st.integers(1, 5000),
@@ -84,7 +85,9 @@ def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, on_
     except ConfigError:
         assume(False)
     assert resolve(once, SPEC, hardware) == once
-    path = tmp_path_factory.mktemp("config") / "run.toml"
+    path = (
+        tmp_path_factory.getbasetemp() / "resolved.toml"
+    )  # of the session: a folder of its own costs more than the rest
     path.write_text(dump(once))
     assert load(path, {}) == once
     for name, value in given.items():
@@ -94,23 +97,85 @@ def test_resolved_again_or_from_its_file_it_is_the_same(given, memory, fast, on_
     assert once.max_num_seqs <= once.max_num_batched_tokens
 
 
+GPTQ = Rounded("gptq", (("layers.0.mlp.up", SCHEMES["int4_weight_only"]),))
+
+
+@pytest.mark.parametrize("rounded", [None, GPTQ], ids=["floats", "gptq"])
+@pytest.mark.parametrize("stored", FLOATS[1:])
+@pytest.mark.parametrize("isa", [("avx2",), ("avx512_bf16",)], ids=["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("hardware", ["cpu", "card"])
+def test_every_combination_of_dtypes_is_resolved_once(stored, isa, rounded, hardware):
+    """Whatever goes together once goes together again, and what was asked for stays."""
+    spec = ModelSpec("llama", 100, 8, 8, 1, 1, 1, 8, 64, RopeSpec(8), dtype=stored, rounded=rounded)
+    place, found = machine(isa=isa) if hardware == "cpu" else replace(card(), isa=frozenset(isa)), 0
+    quantizations = ["none"] if rounded else ["none", "int8", "int4_weight_only"]
+    kinds = FLOATS, FLOATS, [*FLOATS, "int8", "fp8"], ["auto", "reference"], quantizations
+    for values in product(*kinds):
+        given = dict(
+            zip(("dtype", "activation_dtype", "kv_cache_dtype", "kernels", "quantization"), values, strict=True)
+        )
+        try:
+            once = run(place, spec, **given)
+        except ConfigError:
+            assert given["activation_dtype"] != "auto" or given["kv_cache_dtype"] in FLOATS[1:], given
+            continue
+        found += 1
+        assert resolve(once, spec, place) == once, given
+        assert all(getattr(once, name) == value for name, value in given.items() if value != "auto")
+        assert "auto" not in (once.dtype, once.activation_dtype, once.kv_cache_dtype)
+    assert found > 100 // (3 if rounded else 1)
+
+
 @pytest.mark.parametrize(
-    ("stored", "isa", "expected"),
+    ("stored", "isa", "given", "activations", "kv"),
     [
-        ("float32", ("amx_bf16",), "float32"),
-        ("bfloat16", ("amx_bf16",), "bfloat16"),
-        ("bfloat16", ("avx512_bf16",), "bfloat16"),
-        ("bfloat16", ("avx2",), "float32"),
-        ("float16", ("avx2",), "float32"),
-        ("float16", ("amx_bf16",), "bfloat16"),
+        ("float32", "amx_bf16", {}, "float32", "float32"),
+        ("bfloat16", "amx_bf16", {}, "bfloat16", "bfloat16"),
+        ("bfloat16", "avx512_bf16", {}, "bfloat16", "bfloat16"),
+        ("bfloat16", "avx2", {}, "float32", "bfloat16"),
+        ("float16", "avx2", {}, "float32", "float32"),
+        ("float16", "amx_bf16", {}, "float32", "float32"),
+        ("bfloat16", "avx2", {"activation_dtype": "bfloat16"}, "bfloat16", "bfloat16"),
+        ("bfloat16", "amx_bf16", {"activation_dtype": "float32"}, "float32", "bfloat16"),
+        ("bfloat16", "avx2", {"kv_cache_dtype": "float32"}, "float32", "float32"),
+        ("bfloat16", "avx2", {"kernels": "reference"}, "bfloat16", "bfloat16"),
+        ("float16", "avx2", {"kernels": "reference"}, "float16", "float16"),
     ],
 )
-def test_dtype(stored, isa, expected, caplog):
+def test_weights_keep_their_dtype_and_activations_are_what_is_fast(stored, isa, given, activations, kv):
     spec = ModelSpec("llama", 100, 8, 8, 1, 1, 1, 8, 64, RopeSpec(8), dtype=stored)
-    with caplog.at_level(logging.INFO, "tuili"):
-        assert run(machine(isa=isa), spec).dtype == expected
-    assert (stored == expected) == ("dtype:" not in caplog.text), "a change is told"
-    assert run(machine(isa=isa), spec, dtype="float16").dtype == "float16"
+    config = run(machine(isa=(isa,)), spec, **given)
+    assert (config.dtype, config.activation_dtype, config.kv_cache_dtype) == (stored, activations, kv)
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512_bf16"])
+@pytest.mark.parametrize("rounds", ["the engine", "the checkpoint"])
+def test_beside_rounded_weights_float16_is_multiplied_by_pairs_where_there_are_some(isa, rounds):
+    spec = ModelSpec("llama", 100, 8, 8, 1, 1, 1, 8, 64, RopeSpec(8), dtype="float16")
+    if rounds == "the checkpoint":
+        config = run(machine(isa=(isa,)), replace(spec, rounded=GPTQ))
+    else:
+        config = run(machine(isa=(isa,)), spec, quantization="int8")
+    expected = ("bfloat16", "bfloat16") if isa == "avx512_bf16" else ("float16", "float32")
+    assert (config.dtype, config.activation_dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("hardware", "given", "said"),
+    [
+        (
+            "cpu",
+            {"activation_dtype": "float16"},
+            "weights in bfloat16 (--dtype): activations are in the weights' type or",
+        ),
+        ("card", {"activation_dtype": "float32"}, "use --activation-dtype bfloat16"),
+        ("cpu", {"kv_cache_dtype": "float16"}, "K and V are kept in bfloat16, int8 or fp8"),
+        ("cpu", {"dtype": "float32", "kv_cache_dtype": "bfloat16"}, "K and V are kept in float32, int8 or fp8"),
+    ],
+)
+def test_dtypes_that_do_not_go_together(hardware, given, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run(card() if hardware == "card" else None, **given)
 
 
 def card(memory: int = 100 * GIB, free: int | None = None) -> Hardware:

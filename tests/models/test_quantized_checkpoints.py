@@ -225,6 +225,23 @@ def test_the_engine_serves_them(name: str, kernels: str, made: Made) -> None:
     assert text(quantized, kernels=kernels) == text(dense, kernels=kernels)
 
 
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+@pytest.mark.parametrize("name", [*SERVED, "ct-w8a8-channel", "fp8-block"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_they_leave_dense_keeps_16_bits_beside_float32(name: str, dtype: str, made: Made) -> None:
+    """Embedding and head are stored in ``--dtype``; no activation has to be."""
+    quantized, _ = made(name)
+    with LLM(str(quantized), dtype=dtype, activation_dtype="float32", max_model_len=64) as llm:
+        model = llm.engine.client.engine.executor.runner.model
+        held = {module: matrix.stored for module, matrix in matrices(model).items() if matrix.stored}
+        for module in ("embedding", "head"):
+            assert {str(t.dtype) for t in held[module].tensors.values()} == {f"torch.{dtype}"}
+        assert model.norm.weight.dtype is torch.float32
+        total = sum(weight.nbytes for weight in held.values()) + sum(p.nbytes for p in model.parameters())
+        assert weight_bytes(model.spec, "float32", Scheme(dtype=dtype)) == total
+        assert llm.generate(PROMPTS, SamplingParams(max_tokens=3, temperature=0.0), use_tqdm=False)
+
+
 ROUNDED = ("ct-w8a8-channel", "ct-w4a8-g32", "fp8-block", "ct-fp8-tensor")
 
 

@@ -13,11 +13,16 @@ from tuili import ops
 from tuili.base.errors import ConfigError
 from tuili.ops import cpu
 from tuili.ops.cpu import library
+from tuili.ops.cpu.contract import STORAGE
 from tuili.ops.cpu.integer import by_tile, pack_int4, pack_int8
 from tuili.ops.cpu.packed import shape
+from tuili.ops.kvcache import cached_keys
 from tuili.ops.samples import paged, randn
 
 DTYPES = [torch.float32, torch.bfloat16]
+#: Of activations, and of the weights that they are multiplied by; the caches that they attend over.
+STORED = [(getattr(torch, dtype), getattr(torch, name)) for name, how in STORAGE.items() for dtype in how.dtypes]
+KEPT = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
 needs_library = pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
 
 
@@ -53,7 +58,7 @@ def close(have: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, tolerance:
 # Packing --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("size", [(1, 1), (16, 2), (17, 3), (41, 37), (96, 64), (1000, 129)], ids=str)
 def test_packing_is_a_bijection(size: tuple[int, int], dtype: torch.dtype) -> None:
     weight = randn(generator(), *size, dtype=dtype)
@@ -100,29 +105,54 @@ SIZES = [(1, 1, 1), (2, 3, 17), (5, 33, 15), (7, 64, 65), (13, 127, 129), (31, 5
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "stored"), STORED, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_linear_of_odd_sizes_and_strides(size: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
+def test_linear_of_odd_sizes_and_strides(
+    size: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype, isa: str
+) -> None:
     rows, inputs, outputs = size
     g = generator()
     wide = randn(g, rows, inputs + 5, dtype=dtype)
-    x, weight = wide[:, 3 : 3 + inputs], randn(g, outputs, inputs, dtype=dtype) / inputs**0.5
+    x, weight = wide[:, 3 : 3 + inputs], randn(g, outputs, inputs, dtype=stored) / inputs**0.5
     bias = randn(g, outputs, dtype=dtype)
     kernels = ops.kernels_of("cpu")
     have = kernels.packed_linear(x, cpu.pack(weight), outputs, bias)
-    close(have, ops.linear.reference(x, weight, bias), dtype)
+    close(have, ops.linear.reference(x, weight.to(dtype), bias), dtype)
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "kept"), [*KEPT, *((dtype, torch.int8) for dtype in DTYPES)], ids=str)
 @pytest.mark.parametrize("dim", [8, 24, 40, 64, 80, 128, 256])
 @pytest.mark.parametrize("kind", [{}, {"window": 40}, {"softcap": 15.0}], ids=str)
-def test_attention_of_every_head_size(kind: dict[str, Any], dim: int, dtype: torch.dtype, isa: str) -> None:
-    for entry in (ops.paged_attention, ops.paged_attention_int8):
-        int8 = entry is ops.paged_attention_int8
-        args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim, int8=int8)
-        have = entry.implementations["cpu"](*args, dim**-0.5, **kind)
-        close(have, entry.reference(*args, dim**-0.5, **kind), dtype, entry.tolerance)
+def test_attention_of_every_head_size(
+    kind: dict[str, Any], dim: int, dtype: torch.dtype, kept: torch.dtype, isa: str
+) -> None:
+    int8 = kept is torch.int8
+    entry = ops.paged_attention_int8 if int8 else ops.paged_attention
+    args = paged(generator(), dtype, [1, 70, 1, 5], [1300, 90, 3, 600], 6, 2, dim, int8=int8, kept=kept)
+    have = entry.implementations["cpu"](*args, dim**-0.5, **kind)
+    close(have, entry.reference(*args, dim**-0.5, **kind), dtype, entry.tolerance)
+
+
+@needs_library
+def test_a_cache_of_bfloat16_holds_the_rounded_numbers(isa: str) -> None:
+    """Floats that are written there are rounded to nearest, ties to even; and attended over as the numbers that they
+    became, which a cache of float32 holds as well."""
+    kernels, calls = ops.kernels_of("cpu"), []
+    q = randn(generator(3), 75, 6, 40)
+    k, v = (randn(generator(seed), 160, 2, 40) for seed in (1, 2))
+    k[:, :, :4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20])  # ties, and just above one
+    rounded = k.bfloat16().float(), v.bfloat16().float()
+    for kept, (keys, values) in {torch.bfloat16: (k, v), torch.float32: rounded}.items():
+        _, *cache, table, start, lengths = paged(generator(), torch.float32, [1, 74], [70, 90], 6, 2, 40, kept=kept)
+        for r, part in enumerate((slice(0, 70), slice(70, 160))):
+            at = torch.arange(part.stop - part.start)
+            slots = table[r][at // 16] * 16 + at % 16
+            kernels.write_kv(keys[part], values[part], *cache, slots)
+            assert torch.equal(cached_keys(cache[0], table[r], 40).flatten(0, 1)[at].float(), rounded[0][part])
+        calls.append((q, *cache, table, start, lengths, 0.2))
+    narrow, wide = calls
+    close(kernels.paged_attention(*narrow), ops.paged_attention.reference(*wide), torch.float32, 1e-5)
 
 
 @needs_library
@@ -176,11 +206,13 @@ def test_what_an_earlier_owner_left_is_not_read(dtype: torch.dtype, isa: str) ->
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [(64, 96), (37, 41), (512, 200), (256, 1000)], ids=str)
-def test_linear_rows_do_not_see_their_batch(size: tuple[int, int], dtype: torch.dtype, isa: str) -> None:
+@pytest.mark.parametrize(("dtype", "stored"), STORED, ids=str)
+@pytest.mark.parametrize("size", [(64, 96), (37, 41), (512, 200), (256, 1000), (1100, 33)], ids=str)
+def test_linear_rows_do_not_see_their_batch(
+    size: tuple[int, int], dtype: torch.dtype, stored: torch.dtype, isa: str
+) -> None:
     g = generator()
-    x, weight = randn(g, 300, size[0], dtype=dtype), cpu.pack(randn(g, size[1], size[0], dtype=dtype))
+    x, weight = randn(g, 300, size[0], dtype=dtype), cpu.pack(randn(g, size[1], size[0], dtype=stored))
     kernels = ops.kernels_of("cpu")
     whole = kernels.packed_linear(x, weight, size[1])
     for threads in (1, 2, 3):
@@ -226,16 +258,19 @@ def test_integer_rows_do_not_see_their_batch(
 
 
 @needs_library
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "kept", "kind"),
+    [(*pair, kind) for pair in KEPT for kind in ({}, {"window": 100}, {"softcap": 15.0})]
+    + [(dtype, torch.int8, {"window": 100}) for dtype in DTYPES],
+    ids=str,
+)
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (8, 1)], ids=str)
-@pytest.mark.parametrize("kind", [{}, {"window": 100}, {"softcap": 15.0}, {"int8": True}], ids=str)
 def test_attention_does_not_see_chunks_batch_or_team(
-    kind: dict[str, Any], heads: tuple[int, int], dtype: torch.dtype, isa: str
+    kind: dict[str, Any], heads: tuple[int, int], dtype: torch.dtype, kept: torch.dtype, isa: str
 ) -> None:
-    contexts = [1100, 30, 513, 64]
-    int8 = bool(kind.get("int8"))
-    entry, kind = (ops.paged_attention_int8, {"window": 100}) if int8 else (ops.paged_attention, kind)
-    q, *cache, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48, int8=int8)
+    contexts, int8 = [1100, 30, 513, 64], kept is torch.int8
+    entry = ops.paged_attention_int8 if int8 else ops.paged_attention
+    q, *cache, table, start, lengths = paged(generator(), dtype, contexts, contexts, *heads, 48, int8=int8, kept=kept)
     kernel = entry.implementations["cpu"]
     cpu.set_threads(2)
     whole = kernel(q, *cache, table, start, lengths, 0.15, **kind)

@@ -30,7 +30,7 @@ WidthOption = Annotated[
     ),
 ]
 KVOption = Annotated[
-    str, typer.Option("--kv-cache-dtype", help="auto (the activations'), float32, bfloat16, float16, int8, fp8.")
+    str, typer.Option("--kv-cache-dtype", help="auto (what this machine keeps), float32, bfloat16, float16, int8, fp8.")
 ]
 GroupOption = Annotated[int, typer.Option("--group", help="Inputs that share a scale in int4.")]
 SymmetricOption = Annotated[bool, typer.Option("--symmetric/--zero-points", help="int4 without or with zero points.")]

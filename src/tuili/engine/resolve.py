@@ -35,15 +35,12 @@ def resolve(config: Config, spec: ModelSpec, hardware: Hardware, measured: Measu
     refuse_rounding_twice(config.quantization, spec)
     config = config.with_(
         device=device,
-        dtype=(dtype := spec.dtype if config.dtype == "auto" else config.dtype),
-        activation_dtype=(activations := _activation_dtype(config, dtype, device, hardware)),
-        kv_cache_dtype=_kv_cache_dtype(config, dtype, activations),
         served_model_name=config.served_model_name or config.model,
         max_model_len=_max_model_len(config, spec),
         threads=config.threads or hardware.cores,
         quantization_group_size=scheme.group or None,
     )
-    config = with_captures(_step_sizes(config))
+    config = with_captures(_step_sizes(with_dtypes(config, spec, hardware)))
     memory = memory_of(config, spec, hardware, measured)
     blocks = _num_blocks(config, spec, memory)
     return config.with_(num_gpu_blocks_override=blocks, kv_cache_memory_bytes=blocks * memory.block)
@@ -55,27 +52,50 @@ def _device(config: Config, hardware: Hardware) -> str:
     return config.device if config.device != "auto" else "cuda" if hardware.gpu else "cpu"
 
 
-def _activation_dtype(config: Config, dtype: str, device: str, hardware: Hardware) -> str:
-    """What activations are where weights are stored in ``dtype``. The C++ kernels widen a weight of 16 bits while they
-    multiply it; a card and torch's references compute in the weights' own type."""
+def with_dtypes(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
+    """``config``, whose device is resolved, with the dtypes of weights, of activations, and of K and V."""
+    config = config.with_(dtype=_dtype(config, spec, hardware))
+    config = config.with_(activation_dtype=_activation_dtype(config, hardware))
+    return config.with_(kv_cache_dtype=_kv_cache_dtype(config))
+
+
+def _dtype(config: Config, spec: ModelSpec, hardware: Hardware) -> str:
+    """What dense weights are stored in. Where the matrices are rounded, what is left of a float16 checkpoint is little:
+    it is bfloat16 where that is multiplied by pairs, so that the activations are."""
+    if config.dtype != "auto":
+        return config.dtype
+    rounded = config.quantization != "none" or spec.rounded is not None
+    if rounded and spec.dtype == "float16" and _by_pairs(config, hardware):
+        return "bfloat16"
+    return spec.dtype
+
+
+def _by_pairs(config: Config, hardware: Hardware) -> bool:
+    """Whether the C++ kernels compute here, with instructions that multiply pairs of bfloat16."""
+    return config.device == "cpu" and config.kernels == "auto" and hardware.fast_bfloat16
+
+
+def _activation_dtype(config: Config, hardware: Hardware) -> str:
+    """What activations are. The C++ kernels widen a weight of 16 bits while they multiply it; a card and torch's
+    references compute in the weights' own type."""
+    dtype, cuda = config.dtype, config.device == "cuda"
     if config.activation_dtype == "auto":
-        if device == "cuda" or config.kernels != "auto" or dtype == "float32":
+        if cuda or config.kernels != "auto":
             return dtype
-        # Rounded weights do not mind: no float16 is multiplied.
-        pairs = hardware.fast_bfloat16 and (dtype == "bfloat16" or config.quantization != "none")
-        return "bfloat16" if pairs else "float32"
-    if config.activation_dtype not in (dtype, "float32") or (device == "cuda" and config.activation_dtype != dtype):
+        return dtype if dtype == "bfloat16" and _by_pairs(config, hardware) else "float32"
+    if config.activation_dtype != dtype and (cuda or config.activation_dtype != "float32"):
         raise ConfigError(
             f"--activation-dtype {config.activation_dtype} with weights in {dtype} (--dtype): activations are in the "
-            f"weights' type{'' if device == 'cuda' else ' or float32'}; use --activation-dtype {dtype}, or auto"
+            f"weights' type{'' if cuda else ' or float32'}; use --activation-dtype {dtype}, or auto"
         )
     return config.activation_dtype
 
 
-def _kv_cache_dtype(config: Config, dtype: str, activations: str) -> str:
+def _kv_cache_dtype(config: Config) -> str:
     """What K and V are kept in. Activations that are wider than the weights are rounded to the weights' bfloat16 there:
     half of the bytes, and as exact as the model was trained."""
-    narrow = "bfloat16" if (dtype, activations) == ("bfloat16", "float32") else activations
+    activations = config.activation_dtype
+    narrow = "bfloat16" if (config.dtype, activations) == ("bfloat16", "float32") else activations
     if config.kv_cache_dtype == "auto":
         return narrow
     if config.kv_cache_dtype not in (narrow, activations, "int8", "fp8"):

@@ -108,8 +108,10 @@ def paged(
     dim: int,
     block_size: int = 16,
     int8: bool = False,
+    kept: torch.dtype | None = None,
 ) -> tuple[Any, ...]:
-    """Arguments of paged attention over shuffled blocks: the ``queries[r]`` last positions of ``contexts[r]``."""
+    """Arguments of paged attention over shuffled blocks: the ``queries[r]`` last positions of ``contexts[r]``; over
+    caches of ``kept`` (None: ``dtype``)."""
     blocks = [-(-c // block_size) for c in contexts]
     pool = torch.randperm(sum(blocks) + 3, generator=g)
     table = torch.zeros(len(contexts), max(blocks), dtype=torch.long)
@@ -118,14 +120,23 @@ def paged(
         table[row, :count] = pool[used : used + count]
         used += count
     kinds = (key_shape, value_shape)
-    shapes = [shape(len(pool), block_size, kv_heads, dim, torch.int8 if int8 else dtype) for shape in kinds]
+    shapes = [shape(len(pool), block_size, kv_heads, dim, torch.int8 if int8 else kept or dtype) for shape in kinds]
     if int8:
         cache = [torch.randint(-127, 128, shape, generator=g, dtype=torch.int8) for shape in shapes]
         cache += [(0.1 + torch.rand(len(pool), kv_heads, block_size, generator=g)) / 100 for _ in shapes]
     else:
-        cache = [randn(g, *shape, dtype=dtype) for shape in shapes]
+        cache = [randn(g, *shape, dtype=kept or dtype) for shape in shapes]
     start = torch.tensor([0, *queries]).cumsum(0)
     return randn(g, sum(queries), heads, dim, dtype=dtype), *cache, table, start, torch.tensor(contexts)
+
+
+def each_cache(name: str, make: Callable[..., tuple[Any, ...]], int8: bool = False, **kwargs: Any) -> list[Sample]:
+    """One sample per dtype, the caches of int8 or of the same dtype; and float32 beside caches of bfloat16."""
+    plain = each_dtype(name, partial(make, int8=int8), **kwargs)
+    if int8:
+        return plain
+    narrow = partial(make, kept=torch.bfloat16)
+    return plain + each_dtype(f"{name}-bfloat16-kv", narrow, (torch.float32,), **kwargs)
 
 
 def paged_attention(int8: bool = False) -> list[Sample]:
@@ -139,9 +150,10 @@ def paged_attention(int8: bool = False) -> list[Sample]:
     return [
         sample
         for name, (queries, contexts, heads, kv_heads, dim, wishes) in cases.items()
-        for sample in each_dtype(
+        for sample in each_cache(
             name,
-            partial(paged, queries=queries, contexts=contexts, heads=heads, kv_heads=kv_heads, dim=dim, int8=int8),
+            partial(paged, queries=queries, contexts=contexts, heads=heads, kv_heads=kv_heads, dim=dim),
+            int8,
             scale=dim**-0.5,
             **wishes,
         )
@@ -171,13 +183,17 @@ def rotate_write_kv() -> list[Sample]:
 
 
 def write_kv(int8: bool = False) -> list[Sample]:
-    def args(g: torch.Generator, d: torch.dtype, block_size: int) -> tuple[Any, ...]:
+    def args(g: torch.Generator, d: torch.dtype, block_size: int, **cache_kind: Any) -> tuple[Any, ...]:
         new = [randn(g, 21, 2, 24, dtype=d) for _ in range(2)]
-        _, *cache, _, _, _ = paged(g, d, [1], [3 * block_size], 2, 2, 24, block_size, int8)
+        _, *cache, _, _, _ = paged(g, d, [1], [3 * block_size], 2, 2, 24, block_size, **cache_kind)
         slots = torch.cat((torch.arange(5, 5 + 16), torch.randperm(5, generator=g)))
         return *new, *cache, slots
 
-    return [sample for size in (16, 8, 5) for sample in each_dtype(f"blocks of {size}", partial(args, block_size=size))]
+    return [
+        sample
+        for size in (16, 8, 5)
+        for sample in each_cache(f"blocks of {size}", partial(args, block_size=size), int8)
+    ]
 
 
 def write_kv_int8() -> list[Sample]:

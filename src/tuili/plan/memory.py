@@ -9,7 +9,7 @@ from tuili.base.errors import ConfigError, nearest
 from tuili.base.hardware import Hardware
 from tuili.engine.captures import with_captures
 from tuili.engine.memory import kernels_of, memory_of
-from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS
+from tuili.engine.resolve import DEFAULT_BATCHED_TOKENS, with_dtypes
 from tuili.layers.kvspec import SCALED
 from tuili.layers.sizes import kv_bytes_per_position, parameter_count, pool_bytes, step_kv_bytes, weight_bytes
 from tuili.layers.spec import ModelSpec, refuse_rounding_twice
@@ -18,16 +18,16 @@ from tuili.quant.scheme import SCHEMES, Scheme, scheme_of
 
 KV_DTYPES = ("auto", *DTYPES, *SCALED)
 
-#: How a model is kept: the dtype of activations, norms and biases, and the scheme of matrices (None: the plain tensors
-#: of a checkpoint).
+#: How a model is kept: the dtype of what is not rounded, and the scheme of matrices (None: none is rounded but by the
+#: checkpoint). What is computed in follows from the machine.
 Kept = tuple[str, Scheme | None]
 
 
 def ways_to_keep(
     spec: ModelSpec, names: str | None, default: str, group: int = 32, symmetric: bool = True
 ) -> dict[str, Kept]:
-    """The ways called ``names``, between commas: dtypes and kinds of ``--quantization``, which go with bfloat16
-    activations; ``group``, ``symmetric`` are int4's. None: ``default``; of a checkpoint that is quantized already, as
+    """The ways called ``names``, between commas: dtypes and kinds of ``--quantization``, of a bfloat16 checkpoint;
+    ``group``, ``symmetric`` are int4's. None: ``default``; of a checkpoint that is quantized already, as
     it is, in its own dtype. ConfigError where ``names`` would round such a one again."""
     found: dict[str, Kept] = {}
     for name in (names or (spec.dtype if spec.rounded else default)).split(","):
@@ -108,29 +108,25 @@ def plan_memory(
     if kv_dtype not in KV_DTYPES:
         raise ConfigError(f"unknown KV dtype {kv_dtype!r}.{nearest(kv_dtype, KV_DTYPES)}")
     dtype, scheme = kept
-    kv_dtype = dtype if kv_dtype == "auto" else kv_dtype
     context = context or spec.max_model_len
     if not 0 < context <= spec.max_model_len:
         raise ConfigError(f"context={context}: this model was made for 1 to {spec.max_model_len} tokens")
-    request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
     device = "cuda" if hardware.gpu else "cpu"
     tokens = max(concurrency, DEFAULT_BATCHED_TOKENS[device])
-    step = Config(
-        dtype=dtype,
-        activation_dtype=dtype,
-        kv_cache_dtype=kv_dtype,
-        device=device,
-        max_num_seqs=concurrency,
-        max_num_batched_tokens=tokens,
-    )
-    memory = memory_of(with_captures(step), spec, hardware)
+    plain = Config(device=device, max_num_seqs=concurrency, max_num_batched_tokens=tokens)
+    step = with_captures(with_dtypes(plain.with_(dtype="auto" if dtype == spec.dtype else dtype), spec, hardware))
+    kv_dtype = step.kv_cache_dtype if kv_dtype == "auto" else kv_dtype
+    request = pool_bytes(spec, -(-context // block_size), block_size, kv_dtype)
+    memory = memory_of(step.with_(kv_cache_dtype=kv_dtype), spec, hardware)
+    if scheme is None and device == "cpu":
+        scheme = Scheme(dtype=step.dtype)
     return MemoryPlan(
         width=name,
         kv_dtype=kv_dtype,
         context=context,
         concurrency=concurrency,
         parameters=parameter_count(spec),
-        weights=weight_bytes(spec, dtype, scheme, kernels_of(step)),
+        weights=weight_bytes(spec, step.activation_dtype, scheme, kernels_of(step)),
         kv_token=kv_bytes_per_position(spec, kv_dtype),
         kv_request=request,
         kv_window=step_kv_bytes(spec, [context], kv_dtype),
