@@ -218,9 +218,14 @@ template <class Code, class Kind, class T> void widened(const QuantizedArgs& a, 
     for (int64_t end = row + rows; row < end; row += BAND) {
         rows = least(BAND, end - row);
         Rows x = prepare<Kind>((const T*)a.x + row * a.x_stride, a.x_stride, a.inputs, padded(a), rows);
-        if (rows <= ROWS) {
-#define FEW(m) few_tiles<Code, Kind, T, m>(a, x, row, tile, tiles)
-            EACH_HEIGHT(rows, FEW)
+        if (rows <= (PAIRS ? 1 : 3) * ROWS) {
+            int64_t blocks = (rows + ROWS - 1) / ROWS;
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t from = rows * b / blocks, height = rows * (b + 1) / blocks - from;
+                Rows some = {x.at + from * x.stride, x.stride};
+#define FEW(m) few_tiles<Code, Kind, T, m>(a, some, row + from, tile, tiles)
+                EACH_HEIGHT(height, FEW)
+            }
             continue;
         }
         int64_t n = 0;
