@@ -208,7 +208,7 @@ template <class Code, class Kind, class T, int N> void many(const QuantizedArgs&
 }
 
 template <class Code, class Kind, class T, int M> void few_tiles(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile, int64_t tiles) {
-    constexpr int N = !PAIRS ? 1 : M == 1 ? 4 : M <= 3 ? 2 : 1;
+    constexpr int N = !PAIRS ? (M == 1 ? 4 : M == 2 ? 2 : 1) : M == 1 ? 4 : M <= 3 ? 2 : 1;
     int64_t n = 0;
     for (; n + N <= tiles; n += N) few<Code, Kind, T, M, N>(a, x, row, tile + n);
     for (; n < tiles; n++) few<Code, Kind, T, M, 1>(a, x, row, tile + n);
