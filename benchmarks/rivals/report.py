@@ -63,7 +63,7 @@ def figure(value: float) -> str:
 
 def limit(shape: Shape, bits: float, scenario: Scenario, bandwidth: float, peaks: dict[str, float]) -> float:
     """Tokens per second that this machine allows: attention, KV cache and activations cost nothing here."""
-    peak = peaks["bf16" if bits > 8.9 else "int8"]
+    peak = peaks["bf16"] if bits > 8.9 else peaks["int8"] if bits > 6.9 else peaks.get("int4", peaks["int8"])
     rows = scenario.requests if scenario.new > 1 else scenario.prompt
     products = rows * shape.body + scenario.requests * shape.head
     seconds = max((shape.body + shape.head) * bits / 8 / bandwidth, 2 * products / peak)
