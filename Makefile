@@ -14,12 +14,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test abi test-kernels-asan test-slow mutants lint format bench bench-rivals soak clean gpu-check
+.PHONY: help serve test abi test-kernels-asan test-slow mutants lint format wheel test-wheel bench bench-rivals soak clean gpu-check
 
 help:
 	@echo "make serve   install, start the server on the embedded model (MODEL=..., ARGS='--port 8001 ...')"
 	@echo "make test    install, run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make wheel   sdist and manylinux wheel into dist/; make test-wheel installs both where no compiler is, and compares"
 	@echo "make mutants   changes the code in one place at a time for 15 minutes, and lists what no test notices"
 	@echo "make test-slow | bench | soak   the long ones: slow tests, benchmark of the engine, 10-minute soak"
 	@echo "make gpu-check   on an NVIDIA GPU: kernels and engine checked, speeds beside the card's limits (docs/gpu.md)"
@@ -41,6 +42,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(INSTALL) -e '.[test,dev]'
 	@sh .ci/triton $(BIN)/python $(TRITON) $(PIP_ARGS)
 	@touch $@
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	@$(INSTALL) -e '.[release]' && touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(INSTALL) -e '.[bench]' && touch $@
@@ -76,6 +80,12 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-release
+	@$(BIN)/python .ci/wheel.py build
+
+test-wheel: $(VENV)/.installed  # of what make wheel left in dist/
+	@$(BIN)/python .ci/wheel.py test -- $(PIP_ARGS)
 
 bench: $(VENV)/.installed-bench
 	@$(BIN)/python benchmarks/engine.py $(ARGS)

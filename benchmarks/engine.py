@@ -4,7 +4,8 @@ bench`).
 Arms: 1, 8, 32 concurrent requests x continuous or static batching x prefix reuse on or off, on a mixed-length and on a
 shared-prefix workload. The arms of a workload take turns, run by run, and every arm gives the median of its repeats.
 Writes ``engine.json`` (all raw summaries), ``engine.md`` and, where matplotlib is installed, ``engine.png`` to
-``benchmarks/results/<date>-<cpu>/``. Sizes are options; ``--smoke`` runs all of it in seconds to see that it works.
+``benchmarks/results/<date>-<cpu>-<instruction set>/``. Sizes are options; ``--smoke`` runs all of it in seconds to see
+that it works.
 """
 
 from __future__ import annotations

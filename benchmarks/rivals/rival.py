@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 #: Modules of this package with a class ``Engine``, in the order of the tables.
-RIVALS = ("tuili", "llamacpp", "vllm", "openvino", "ort", "hf")
+RIVALS = ("tuili", "llamacpp", "ikllama", "vllm", "openvino", "ort", "hf")
 
 #: A fixed version, so that pip takes the CPU build where its indexes have one (a local version sorts above the plain).
 TORCH = "torch==2.13.0"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tuili.base import hardware
 from tuili.base.errors import ConfigError
+from tuili.base.hardware import Hardware
 from tuili.bench.load import LoadRun, Record
-from tuili.bench.provenance import command, provenance
+from tuili.bench.provenance import command, provenance, results_folder
 from tuili.bench.report import detail, failures, is_good, over_repeats, parse_goodput, sum_of_parts, summarize
 from tuili.bench.statistics import ci95, mean, percentile, spread, std
 from tuili.bench.workload import preset
+from tuili.ops import cpu
 
 
 def record(index: int, start: float, ttft: float, itls: list[float], tokens: int, **fields: object) -> Record:
@@ -148,3 +154,28 @@ def test_provenance_says_where_a_figure_comes_from(monkeypatch: pytest.MonkeyPat
     assert {"python", "torch", "tuili"} <= set(got["versions"])
     assert got["workload"]["sha256"] == preset("chat", 3).digest
     assert set(got) >= {"date", "commit", "config", "command"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("avx2 fma f16c", "amd-epyc-avx2"),
+        ("avx2 fma f16c avx_vnni", "amd-epyc-avxvnni"),
+        ("avx2 fma f16c avx512f avx512_vnni avx512_bf16", "amd-epyc-avx512"),
+        ("avx2 fma f16c avx512f avx512_vnni", "amd-epyc-avx2"),  # what the kernels for AVX-512 need is not all there
+        ("", "amd-epyc-riscv64"),
+    ],
+)
+def test_results_of_machines_of_one_name_lie_apart(
+    flags: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    here = Hardware("AMD EPYC", 2, frozenset(flags.split()), 1, 1)
+    monkeypatch.setattr("tuili.base.hardware.probe", lambda: here)
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d-{kind}", results_folder(tmp_path).name)
+
+
+def test_a_machine_is_named_by_the_kernels_that_run_on_it() -> None:
+    if not cpu.describe().built:
+        pytest.skip("the C++ kernels were not built")
+    assert hardware.probe().vectors == cpu.describe().isa

@@ -11,6 +11,7 @@ from tuili.base.gpu import Card
 from tuili.base.hardware import Hardware
 from tuili.cli import doctor as module
 from tuili.cli.doctor import FAIL, PASS, WARN, examine
+from tuili.ops.cpu import LibrarySupport
 from tuili.ops.triton import TritonSupport
 
 if TYPE_CHECKING:
@@ -111,11 +112,19 @@ def test_whether_triton_kernels_run(
     assert bool(check.fix) == (verdict != PASS)
 
 
-def test_no_compiler_is_a_warning_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("here", "verdict", "fix"),
+    [(LibrarySupport("avx2", 2, ""), PASS, ""), (LibrarySupport("", 0, "not built"), WARN, "apt install g++")],
+)
+def test_no_compiler_matters_where_the_kernels_are_not_built(
+    here: LibrarySupport, verdict: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("tuili.ops.cpu.describe", lambda: here)
     check = module.compiler()
-    assert check.verdict == WARN
-    assert "apt install g++" in check.fix
+    assert check.verdict == verdict
+    assert fix in check.fix
+    assert bool(check.fix) == bool(fix)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

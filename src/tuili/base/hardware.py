@@ -33,6 +33,16 @@ class Hardware:
     def fast_bfloat16(self) -> bool:
         return bool(self.isa & {"avx512_bf16", "amx_bf16", "bf16"})
 
+    @property
+    def vectors(self) -> str:
+        """What tells one kind of CPU from another: the instruction set of the C++ kernels that run on it (as
+        ``cpu.use_isa`` names them), or its architecture where none do."""
+        if self.isa >= {"avx512f", "avx512_vnni", "avx512_bf16"}:
+            return "avx512"
+        if self.isa >= {"avx2", "fma", "f16c"}:
+            return "avxvnni" if "avx_vnni" in self.isa else "avx2"
+        return platform.machine().lower()
+
 
 #: CPU flags (as /proc/cpuinfo spells them) that decide which kernels run.
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "bf16")

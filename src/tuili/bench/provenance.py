@@ -33,9 +33,10 @@ def provenance(workload: Workload | None = None, config: Config | None = None) -
 
 
 def results_folder(root: Path) -> Path:
-    """Where results of this machine, taken today, belong under ``root``."""
-    cpu = re.sub(r"[^a-z0-9]+", "-", hardware.probe().cpu.lower()).strip("-")
-    return root / f"{datetime.now(UTC):%Y-%m-%d}-{cpu}"
+    """Where results of this machine, taken today, belong under ``root``: CPUs of one name differ in what they can."""
+    here = hardware.probe()
+    kind = re.sub(r"[^a-z0-9]+", "-", f"{here.cpu} {here.vectors}".lower()).strip("-")
+    return root / f"{datetime.now(UTC):%Y-%m-%d}-{kind}"
 
 
 def command() -> str:

@@ -16,12 +16,6 @@ inline I low_codes(I w) { return {_mm512_and_si512(w.v, _mm512_set1_epi8(15))}; 
 inline I high_codes(I w) { return {_mm512_and_si512(_mm512_srli_epi16(w.v, 4), _mm512_set1_epi8(15))}; }
 inline I dot8(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
 inline I dot4(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; }
-// Sums of a span of 4-bit products are what they are added to.
-using Span = I;
-constexpr bool SPANS = false;
-inline Span open_span(I sum) { return sum; }
-inline Span span4(Span s, I w, I x) { return dot4(s, w, x); }
-inline I close_span(I, Span s) { return s; }
 inline I minus(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I plus(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -57,42 +51,20 @@ inline I low_codes(I w) {
     return {_mm256_and_si256(w.a, m), _mm256_and_si256(w.b, m)};
 }
 inline I high_codes(I w) { return low_codes({_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)}); }
+// A sum that stays in its register: gcc else turns the order of sums, and needs memory for what it has put off.
+inline __m256i held(__m256i sum) {
+    asm("" : "+x"(sum));
+    return sum;
+}
 #ifdef __AVXVNNI__
 inline __m256i dot4(__m256i sum, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
-inline __m256i dot8(__m256i sum, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
 #else
 // Pairs are added in 16 bits: with codes below 16, or signs moved to one side, they do not saturate.
 inline __m256i dot4(__m256i sum, __m256i w, __m256i x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
-inline __m256i dot8(__m256i sum, __m256i w, __m256i x) {
-    __m256i s = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-    return dot4(sum, _mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
+    return held(_mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1))));
 }
 #endif
-inline I dot8(I sum, I w, I x) { return {dot8(sum.a, w.a, x.a), dot8(sum.b, w.b, x.b)}; }
 inline I dot4(I sum, I w, I x) { return {dot4(sum.a, w.a, x.a), dot4(sum.b, w.b, x.b)}; }
-#ifdef __AVXVNNI__
-using Span = I;
-constexpr bool SPANS = false;
-inline Span open_span(I sum) { return sum; }
-inline Span span4(Span s, I w, I x) { return dot4(s, w, x); }
-inline I close_span(I, Span s) { return s; }
-#else
-// Sums of a span of 32 inputs, in 16 bits: eight times two products of at most 15 * 127.
-struct Span {
-    __m256i a, b;
-};
-constexpr bool SPANS = true;
-inline Span open_span(I) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline Span span4(Span s, I w, I x) {
-    return {_mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, x.a)), _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, x.b))};
-}
-inline I close_span(I sum, Span s) {
-    const __m256i one = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(s.a, one)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(s.b, one))};
-}
-#endif
 inline I minus(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 inline I plus(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I both(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }

@@ -10,8 +10,8 @@ namespace {
 constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 4;
 constexpr int64_t HEIGHT8 = 16, HEIGHT4 = 8;  // most rows of a strip
 #else
-constexpr int COLUMNS4 = 1, ROWS4 = 3, SUMS = 3;
-constexpr int64_t HEIGHT8 = 6, HEIGHT4 = 3;
+constexpr int COLUMNS4 = 1, ROWS4 = 6, SUMS = 1;
+constexpr int64_t HEIGHT8 = 8, HEIGHT4 = 6;
 #endif
 #if defined(__AVX512F__) || defined(__AVXVNNI__)
 constexpr int OFFSET8 = -128;
@@ -115,36 +115,148 @@ template <int M, bool STRIP> struct Codes {
     const int8_t* at;
     int64_t row, step = STRIP ? 4 * M : 4;
     Codes(const RoundedArgs& a, int64_t first) : at(a.values + first * padded(a)), row(STRIP ? 4 : padded(a)) {}
-    I word(int64_t m, int64_t k) const { return four(::word(at + m * (STRIP ? 4 : row) + k * step)); }
+    int word(int64_t m, int64_t k) const { return ::word(at + m * (STRIP ? 4 : row) + k * step); }
 };
 template <int M, bool STRIP> inline void ask(const char* w) {
-    if (STRIP && M > 4) _mm_prefetch(w + AHEAD, _MM_HINT_T0);  // fewer rows wait for nothing else
+    if (STRIP && (!PAIRS || M > 4)) _mm_prefetch(w + AHEAD, _MM_HINT_T0);  // fewer rows wait for nothing else
 }
 
-// S sums per (row, output), of every S-th step: exact, so they may be added in any order.
-template <class T, int M, int N, int S, bool STRIP> void eight(const RoundedArgs& a, int64_t row, int64_t tile) {
-    int64_t steps = padded(a) / 4, k = 0;
-    const char* w = (const char*)a.tiles + tile * steps * STEP;
-    Codes<M, STRIP> x(a, row);
+#ifdef __AVX512F__
+// sum[M][N] += rows times tiles: S sums each, of every S-th step: exact, so they may be added in any order.
+template <int M, int N, int S, bool STRIP> inline void sum8(I (&total)[M][N], const char* w, int64_t steps, const Codes<M, STRIP>& x) {
+    int64_t k = 0;
     I sum[S * M][N];
     EACH(m, (S * M))
-        EACH(n, N) sum[m][n] = m < M ? four(a.sums[row + m]) : nothing();
+        EACH(n, N) sum[m][n] = m < M ? total[m][n] : nothing();
     for (; k + S <= steps; k += S) {
         EACH(s, S) {
             I b[N];
             EACH(n, N) b[n] = bytes(w + (n * steps + k + s) * STEP);
             ask<M, STRIP>(w + (k + s) * STEP);
             EACH(m, M) {
-                I v = x.word(m, k + s);
+                I v = four(x.word(m, k + s));
                 EACH(n, N) sum[s * M + m][n] = dot8(sum[s * M + m][n], b[n], v);
             }
         }
     }
     for (; k < steps; k++)
-        EACH(m, M) EACH(n, N) sum[m][n] = dot8(sum[m][n], bytes(w + (n * steps + k) * STEP), x.word(m, k));
+        EACH(m, M) EACH(n, N) sum[m][n] = dot8(sum[m][n], bytes(w + (n * steps + k) * STEP), four(x.word(m, k)));
     for (int s = 1; s < S; s++)
         EACH(m, M) EACH(n, N) sum[m][n] = plus(sum[m][n], sum[s * M + m][n]);
-    EACH(m, M) EACH(n, N) settle(sum[m][n]);
+    EACH(m, M) EACH(n, N) total[m][n] = sum[m][n];
+    EACH(m, M) EACH(n, N) settle(total[m][n]);
+}
+
+// out[M][N]: the sums of each group of inputs, which begin with what the offset adds, times its scale, added in order.
+template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&out)[M][N], int64_t row, int64_t tile) {
+    int64_t count = groups(a), steps = padded(a) / 8;
+    const char* w = (const char*)a.tiles + tile * steps * STEP;
+    const int32_t* totals = a.sums + row * count;
+    Codes<M, STRIP> x(a, row);
+    for (int64_t g = 0; g < count; g++) {
+        I zeros[N], sum[M][N];
+        EACH(n, N) zeros[n] = a.zeros ? widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE) : nothing();
+        EACH(m, M) {
+            I total = four(totals[STRIP ? g * M + m : m * count + g]);
+            EACH(n, N) sum[m][n] = a.zeros ? times_half(zeros[n], total) : total;
+        }
+        for (int64_t k = g * a.group / 8; k < (g + 1) * a.group / 8; k++) {
+            I lo[N], hi[N];
+            EACH(n, N) {
+                I both = bytes(w + (n * steps + k) * STEP);
+                lo[n] = low_codes(both), hi[n] = high_codes(both);
+            }
+            ask<M, STRIP>(w + k * STEP);
+            EACH(m, M) {
+                I p = four(x.word(m, 2 * k)), q = four(x.word(m, 2 * k + 1));
+                EACH(n, N) sum[m][n] = dot4(dot4(sum[m][n], lo[n], p), hi[n], q);
+            }
+        }
+        EACH(n, N) {
+            F scale = load_half((const uint16_t*)a.scales + ((tile + n) * count + g) * TILE);
+            EACH(m, M) out[m][n] = fma(floats(sum[m][n]), scale, out[m][n]);
+        }
+    }
+}
+#else
+// The same with a tile of two registers, one after the other over all of its steps: so the rows' sums stay in registers.
+template <int M, int N, int S, bool STRIP> inline void sum8(I (&total)[M][N], const char* w, int64_t steps, const Codes<M, STRIP>& x) {
+    static_assert(N == 1 && S == 1);
+    EACH(half, 2) {
+        __m256i sum[M];
+        EACH(m, M) sum[m] = half ? total[m][0].b : total[m][0].a;
+        for (int64_t k = 0; k < steps; k++) {
+            __m256i codes = _mm256_loadu_si256((const __m256i*)(w + k * STEP + half * STEP / 2));
+            if (!half) ask<M, STRIP>(w + k * STEP);
+#ifdef __AVXVNNI__
+            EACH(m, M) sum[m] = dot4(sum[m], codes, _mm256_set1_epi32(x.word(m, k)));
+#else  // the sign moves to x
+            codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+            __m256i size = _mm256_abs_epi8(codes);
+            EACH(m, M) sum[m] = dot4(sum[m], size, _mm256_sign_epi8(_mm256_set1_epi32(x.word(m, k)), codes));
+#endif
+        }
+        EACH(m, M) (half ? total[m][0].b : total[m][0].a) = sum[m];
+    }
+}
+
+// Sums of SPAN steps, a part of every group: without VNNI of 16 bits, which hold eight times two products of at most
+// 15 * 127.
+constexpr int SPAN = 4;
+#ifdef __AVXVNNI__
+inline __m256i span4(__m256i sum, __m256i codes, int x) { return dot4(sum, codes, _mm256_set1_epi32(x)); }
+inline __m256i close4(__m256i sum) { return sum; }
+#else
+inline __m256i span4(__m256i sum, __m256i codes, int x) {
+    return held(_mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, _mm256_set1_epi32(x))));
+}
+inline __m256i close4(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+#endif
+
+template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&out)[M][N], int64_t row, int64_t tile) {
+    static_assert(N == 1);
+    const __m256i mask = _mm256_set1_epi8(15);
+    int64_t count = groups(a), steps = padded(a) / 8, each = a.group / 8;
+    const int32_t* totals = a.sums + row * count;
+    Codes<M, STRIP> x(a, row);
+    EACH(half, 2) {
+        const char* w = (const char*)a.tiles + tile * steps * STEP + half * STEP / 2;
+        const uint16_t* scales = (const uint16_t*)a.scales + tile * count * TILE + half * TILE / 2;
+        const uint8_t* zeros = a.zeros ? (const uint8_t*)a.zeros + tile * count * TILE + half * TILE / 2 : nullptr;
+        __m256 result[M];
+        EACH(m, M) result[m] = _mm256_setzero_ps();
+        for (int64_t g = 0; g < count; g++) {
+            __m256i sum[M];
+            EACH(m, M) sum[m] = _mm256_set1_epi32(totals[STRIP ? g * M + m : m * count + g]);
+            if (zeros) {
+                __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(zeros + g * TILE)));
+                EACH(m, M) sum[m] = _mm256_madd_epi16(zero, sum[m]);
+            }
+            for (int64_t k = g * each; k < (g + 1) * each; k += SPAN) {
+                __m256i span[M];
+                EACH(m, M) span[m] = _mm256_setzero_si256();
+                EACH(j, SPAN) {
+                    __m256i codes = _mm256_loadu_si256((const __m256i*)(w + (k + j) * STEP));
+                    if (!half) ask<M, STRIP>(w + (k + j) * STEP);
+                    __m256i lo = _mm256_and_si256(codes, mask), hi = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+                    EACH(m, M) span[m] = span4(span4(span[m], lo, x.word(m, 2 * (k + j))), hi, x.word(m, 2 * (k + j) + 1));
+                }
+                EACH(m, M) sum[m] = _mm256_add_epi32(sum[m], close4(span[m]));
+            }
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(scales + g * TILE)));
+            EACH(m, M) result[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), scale, result[m]);
+        }
+        EACH(m, M) (half ? out[m][0].b : out[m][0].a) = result[m];
+    }
+}
+#endif
+
+template <class T, int M, int N, int S, bool STRIP> void eight(const RoundedArgs& a, int64_t row, int64_t tile) {
+    int64_t steps = padded(a) / 4;
+    I sum[M][N];
+    EACH(m, M)
+        EACH(n, N) sum[m][n] = four(a.sums[row + m]);
+    sum8<M, N, S, STRIP>(sum, (const char*)a.tiles + tile * steps * STEP, steps, Codes<M, STRIP>(a, row));
     F out[M][N];
     EACH(n, N) {
         int64_t column = (tile + n) * TILE;
@@ -155,43 +267,10 @@ template <class T, int M, int N, int S, bool STRIP> void eight(const RoundedArgs
 }
 
 template <class T, int M, int N, bool STRIP> void nibbles(const RoundedArgs& a, int64_t row, int64_t tile) {
-    int64_t count = groups(a), steps = padded(a) / 8;
-    const char* w = (const char*)a.tiles + tile * steps * STEP;
-    const int32_t* totals = a.sums + row * count;
-    Codes<M, STRIP> x(a, row);
     F out[M][N];
     EACH(m, M)
         EACH(n, N) out[m][n] = zero();
-    for (int64_t g = 0; g < count; g++) {
-        I zeros[N], sum[M][N];  // sums begin with what the offset adds
-        EACH(n, N) zeros[n] = a.zeros ? widen_bytes((const uint8_t*)a.zeros + ((tile + n) * count + g) * TILE) : nothing();
-        EACH(m, M) {
-            I total = four(totals[STRIP ? g * M + m : m * count + g]);
-            EACH(n, N) sum[m][n] = a.zeros ? times_half(zeros[n], total) : total;
-        }
-        const int64_t end = (g + 1) * a.group / 8, span = SPANS ? 4 : a.group / 8;
-        for (int64_t k = g * a.group / 8; k < end;) {
-            Span part[M][N];
-            EACH(m, M) EACH(n, N) part[m][n] = open_span(sum[m][n]);
-            for (const int64_t stop = k + span; k < stop; k++) {
-                I lo[N], hi[N];
-                EACH(n, N) {
-                    I both = bytes(w + (n * steps + k) * STEP);
-                    lo[n] = low_codes(both), hi[n] = high_codes(both);
-                }
-                ask<M, STRIP>(w + k * STEP);
-                EACH(m, M) {
-                    I p = x.word(m, 2 * k), q = x.word(m, 2 * k + 1);
-                    EACH(n, N) part[m][n] = span4(span4(part[m][n], lo[n], p), hi[n], q);
-                }
-            }
-            EACH(m, M) EACH(n, N) sum[m][n] = close_span(sum[m][n], part[m][n]);
-        }
-        EACH(n, N) {
-            F scale = load_half((const uint16_t*)a.scales + ((tile + n) * count + g) * TILE);
-            EACH(m, M) out[m][n] = fma(floats(sum[m][n]), scale, out[m][n]);
-        }
-    }
+    sum4<M, N, STRIP>(a, out, row, tile);
     EACH(m, M)
         EACH(n, N) out[m][n] = out[m][n] * all(a.factors[row + m]);
     finish<T>(a, out, row, tile);

@@ -7,7 +7,8 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 512;  // inputs unpacked at once: a multiple of every group
+constexpr int64_t CHUNK = PAIRS ? 512 : 256;  // inputs unpacked at once, half of the first cache: a multiple of every group
+constexpr int64_t AHEAD = 32 * STEP;  // few rows wait for memory: weights are asked for so long before
 constexpr int64_t BAND = 192;   // rows whose sums wait in memory between chunks
 
 // How a step of 64 bytes becomes numbers: word P of them. `shift` is made once per group and tile.
@@ -126,7 +127,7 @@ template <class Code, class Kind, class T, int M, int N> void few(const Quantize
         const char* at = x.at + from / Kind::INPUTS * Kind::X;
         for (int64_t k = 0; k < reach; k += Code::INPUTS, w += STEP, at += WORDS * Kind::X) {
             I step[N];
-            EACH(n, N) step[n] = bytes(w + n * stride);
+            EACH(n, N) step[n] = bytes(w + n * stride), _mm_prefetch(w + n * stride + AHEAD, _MM_HINT_T0);
             each_at<WORDS>([&](auto p) {
                 typename Kind::Word b[N];
                 EACH(n, N) b[n] = Code::template word<Kind, p.value>(step[n], shift[n]);
