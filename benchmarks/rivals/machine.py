@@ -1,5 +1,5 @@
-"""The machine's limits: read bandwidth by threads (probe.cpp), and the peak of products, the better of Tuili's own loops
-for this instruction set and of torch's oneDNN (``tuili.bench.machine``).
+"""The machine's limits: read bandwidth by threads (probe.cpp), and the peak of products: the better of Tuili's own
+loops for this instruction set and of torch's oneDNN (``tuili.bench.machine``).
 
 ``python machine.py THREADS`` prints the peaks; it runs in a process of its own, so that the harness holds no torch.
 """

@@ -137,7 +137,8 @@ def _origin(records: Sequence[Record]) -> list[str]:
         f"`{commit['id'][:12]}`{' with local changes' if commit['dirty'] else ''}. Random weights, greedy, medians of "
         "the rounds; the arms of a width took turns. In brackets the share of the machine's limit: reading the weights "
         "once per step at the bandwidth measured beside, or multiplying at its peak. * = other processes used more "
-        f"than {DISTURBED:.0%} of the machine. Raw values in `raw.jsonl`.",
+        f"than {DISTURBED:.0%} of the machine. A share over 100 %: others used it while its limits were probed, or the "
+        "model fits the cache. Raw values in `raw.jsonl`.",
         "",
         f"Read bandwidth by threads: {reads}. Peak operations per second: {peaks}.",
         "",

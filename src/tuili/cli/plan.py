@@ -126,9 +126,7 @@ def decode(
     concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
     bandwidth: Annotated[
         float | None,
-        typer.Option(
-            help="Bytes read, GB/s.", show_default="as measured", min=0.001, callback=finite
-        ),
+        typer.Option(help="Bytes read, GB/s.", show_default="as measured", min=0.001, callback=finite),
     ] = None,
     peak: Annotated[
         float | None,
