@@ -249,6 +249,17 @@ def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeyp
     assert doctor.limits().verdict == doctor.WARN
 
 
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+@pytest.mark.parametrize(("flag", "computed"), [("avx2", "float32"), ("avx512_bf16", "bfloat16")])
+def test_the_doctor_says_storage_and_arithmetic(flag: str, computed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuili.cli import doctor
+
+    here = replace(hardware.probe(), gpu=None, isa=frozenset({flag}))
+    monkeypatch.setattr(hardware, "probe", lambda: here)
+    said = f"weights bfloat16, computed in {computed} by the {cpu.describe().isa} kernels"
+    assert said in doctor.backend().found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(no_compiler()), reason=no_compiler())
 def test_when_compiling_pays(tuili: Invoke, tiny: Tiny, tmp_path: Path) -> None:
