@@ -1,4 +1,5 @@
-"""The machine's limits: read bandwidth by threads (probe.cpp), and the peak of matrix products (torch's oneDNN).
+"""The machine's limits: read bandwidth by threads (probe.cpp), and the peak of products: the better of Tuili's own
+loops for this instruction set and of torch's oneDNN (``tuili.bench.machine``).
 
 ``python machine.py THREADS`` prints the peaks; it runs in a process of its own, so that the harness holds no torch.
 """
@@ -8,7 +9,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ class Probe:
 
 
 def peaks(threads: int) -> dict[str, float]:
-    """Operations per second (two per multiply and add) in bf16 and int8."""
+    """Operations per second (two per multiply and add) in bf16, int8 and int4."""
     command = [sys.executable, str(HERE / "machine.py"), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
@@ -42,20 +42,11 @@ def peaks(threads: int) -> dict[str, float]:
 def main() -> None:
     # The folder of this script holds files named like real packages.
     del sys.path[0]
-    import torch
+    from tuili.bench.machine import peak, team
 
-    torch.set_num_threads(int(sys.argv[1]))
-    size = 2048
-    floats = torch.randn(size, size).bfloat16()
-    codes = torch.randint(-127, 128, (size, size), dtype=torch.int8)
-    products = {"bf16": lambda: floats @ floats.T, "int8": lambda: torch._int_mm(codes, codes.T)}
-    best = dict.fromkeys(products, float("inf"))
-    for _ in range(12):
-        for name, product in products.items():
-            began = time.perf_counter()
-            product()
-            best[name] = min(best[name], time.perf_counter() - began)
-    print(json.dumps({name: 2 * size**3 / seconds for name, seconds in best.items()}))
+    kinds = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+    with team(int(sys.argv[1])):
+        print(json.dumps({name: peak(kind, 0.5) for name, kind in kinds.items()}))
 
 
 if __name__ == "__main__":

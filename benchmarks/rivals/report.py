@@ -63,7 +63,7 @@ def figure(value: float) -> str:
 
 def limit(shape: Shape, bits: float, scenario: Scenario, bandwidth: float, peaks: dict[str, float]) -> float:
     """Tokens per second that this machine allows: attention, KV cache and activations cost nothing here."""
-    peak = peaks["bf16" if bits > 8.9 else "int8"]
+    peak = peaks["bf16"] if bits > 8.9 else peaks["int8"] if bits > 6.9 else peaks.get("int4", peaks["int8"])
     rows = scenario.requests if scenario.new > 1 else scenario.prompt
     products = rows * shape.body + scenario.requests * shape.head
     seconds = max((shape.body + shape.head) * bits / 8 / bandwidth, 2 * products / peak)
@@ -137,7 +137,8 @@ def _origin(records: Sequence[Record]) -> list[str]:
         f"`{commit['id'][:12]}`{' with local changes' if commit['dirty'] else ''}. Random weights, greedy, medians of "
         "the rounds; the arms of a width took turns. In brackets the share of the machine's limit: reading the weights "
         "once per step at the bandwidth measured beside, or multiplying at its peak. * = other processes used more "
-        f"than {DISTURBED:.0%} of the machine. Raw values in `raw.jsonl`.",
+        f"than {DISTURBED:.0%} of the machine. A share over 100 %: others used it while its limits were probed, or the "
+        "model fits the cache. Raw values in `raw.jsonl`.",
         "",
         f"Read bandwidth by threads: {reads}. Peak operations per second: {peaks}.",
         "",

@@ -224,6 +224,8 @@ def test_limit_is_memory_for_one_row_and_products_for_a_prompt() -> None:
     one, prefill = FULL[0], FULL[3]
     assert limit(shape, 16, one, 75e9, peaks) == pytest.approx(63, rel=0.01)
     assert limit(shape, 8, prefill, 75e9, peaks) == pytest.approx(2150, rel=0.03)
+    assert limit(shape, 4.5, prefill, 75e9, peaks) == limit(shape, 8, prefill, 75e9, peaks), "older results"
+    assert limit(shape, 4.5, prefill, 75e9, peaks | {"int4": 38e11}) == pytest.approx(4300, rel=0.03)
 
 
 def test_report_of_nothing_and_of_a_run_without_speeds(tmp_path: Path) -> None:

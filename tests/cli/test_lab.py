@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 from tuili import LLM
 from tuili.base import hardware, limits
+from tuili.bench import machine
 from tuili.bench.compile import WAYS
 from tuili.engine.device import no_compiler
 from tuili.layers.linear import Matrix
@@ -32,7 +34,7 @@ def test_machine(tuili: Invoke, tmp_path: Path) -> None:
     assert json.loads(result.stdout) == json.loads(file.read_text())
     found = limits.load(file, threads=1)
     assert found.memory_bandwidth > 1e7
-    assert set(found.peaks) == {"float32", "bfloat16", "int8"}
+    assert set(found.peaks) == {"float32", "bfloat16", "int8", "int4"}
     assert all(rate > 1e8 for rate in found.peaks.values())
     table = tuili(*words, env={"COLUMNS": "150"}).stdout
     for part in ("read 8 MiB", "write", "copy", "bfloat16 (torch.mm)", "1 thread", "2 threads"):
@@ -164,7 +166,33 @@ def test_plan_decode_is_bandwidth_over_bytes(tuili: Invoke, tiny: Tiny, tmp_path
     arm = json.loads(tuili(*words, "--machine", file, "--json").stdout)["arms"][1]
     assert (arm["bandwidth"], arm["bound"]) == (2e9, "compute")
     assert arm["tokens_per_second"] == pytest.approx(4 / arm["operations"])
-    assert "tok/s predicted" in tuili(*words, "--machine", file, env={"COLUMNS": "120"}).stdout
+    assert arm["peak"] == 1.0, "int4 was not measured then: that of int8"
+    table = tuili(*words, "--machine", file, env={"COLUMNS": "120"}).stdout
+    assert "tok/s predicted" in table
+    assert "limits of x, 1 threads, measured 2026-01-01" in table
+
+
+def test_plan_decode_without_measured_limits_measures(
+    tuili: Invoke, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this machine, also where those that are kept are another's; and keeps nothing."""
+    file = tmp_path / "machine.json"
+    monkeypatch.setattr(limits, "PATH", file)
+    monkeypatch.setattr(machine, "limits", partial(machine.limits, sizes=[1 << 20], seconds=0.001))
+    words = ("plan", "decode", tiny("qwen3"), "--dtype", "bfloat16,int8,int4", "--concurrency", 1, "--threads", 1)
+    reads = [{"threads": 1, "bytes": 1 << 20, "per_second": 2.0}]
+    peaks = [{"threads": 1, "kind": kind, "per_second": 1.0} for kind in ("bfloat16", "int8")]
+    kept = {"reads": reads, "peaks": peaks, "provenance": {"date": "2026-01-01", "machine": {"cpu": "another"}}}
+    for text in (None, json.dumps(kept)):
+        if text is not None:
+            file.write_text(text)
+        result = json.loads(tuili(*words, "--json").stdout)
+        assert (result["limits"]["cpu"], result["limits"]["threads"]) == (hardware.probe().cpu, 1)
+        assert all(arm["bandwidth"] > 1e7 and arm["peak"] > 1e8 for arm in result["arms"])
+        assert file.exists() == (text is not None)
+    kept["provenance"]["machine"]["cpu"] = hardware.probe().cpu
+    file.write_text(json.dumps(kept))
+    assert json.loads(tuili(*words, "--json").stdout)["limits"]["date"] == "2026-01-01"
 
 
 def test_kernels_under_the_roofline(tuili: Invoke, tmp_path: Path) -> None:
@@ -219,6 +247,17 @@ def test_the_doctor_shows_measured_limits(tuili: Invoke, tmp_path: Path, monkeyp
     assert doctor.limits().found.startswith("not measured")
     file.write_text("{}")
     assert doctor.limits().verdict == doctor.WARN
+
+
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+@pytest.mark.parametrize(("flag", "computed"), [("avx2", "float32"), ("avx512_bf16", "bfloat16")])
+def test_the_doctor_says_storage_and_arithmetic(flag: str, computed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tuili.cli import doctor
+
+    here = replace(hardware.probe(), gpu=None, isa=frozenset({flag}))
+    monkeypatch.setattr(hardware, "probe", lambda: here)
+    said = f"weights bfloat16, computed in {computed} by the {cpu.describe().isa} kernels"
+    assert said in doctor.backend().found
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from tuili.base.config import Config
 from tuili.base.errors import ConfigError
 from tuili.base.hardware import probe
-from tuili.engine.device import able, backend
+from tuili.engine.device import able, arithmetic, backend
 from tuili.ops import cpu
 from tuili.ops.triton import TritonSupport
 
@@ -108,6 +108,42 @@ def test_compiling_needs_a_compiler_and_the_headers(monkeypatch):
     with pytest.raises(ConfigError, match="no C\\+\\+ compiler 'no-such-compiler-of-ours': apt install g\\+\\+"):
         able(config, WITH_CARD)
     assert able(config.with_(compile=False), WITH_CARD), "nothing is asked of who does not compile"
+
+
+@pytest.mark.skipif(not cpu.describe().built, reason=cpu.describe().why)
+@pytest.mark.parametrize(
+    ("options", "rounded", "said"),
+    [
+        ({}, "", "weights bfloat16, computed in float32 by the {isa} kernels"),
+        ({"dtype": "float16"}, "", "weights float16, computed in float32 by the {isa} kernels"),
+        ({"activation_dtype": "bfloat16"}, "", "weights bfloat16, computed in bfloat16 by the {isa} kernels"),
+        ({}, "gptq", "weights as gptq rounded them, others bfloat16, computed in float32 by the {isa} kernels"),
+        (
+            {"quantization": "int4"},
+            "",
+            "weights int4 g32, multiplied by activations rounded to int8, all else computed in float32 by the {isa} "
+            "kernels",
+        ),
+        (
+            {"quantization": "int8_weight_only"},
+            "",
+            "weights int8 weight-only, computed in float32 by the {isa} kernels",
+        ),
+        (
+            {"kernels": "reference", "activation_dtype": "bfloat16"},
+            "",
+            "weights bfloat16, computed in bfloat16 by torch's references",
+        ),
+        (
+            {"device": "cuda", "activation_dtype": "bfloat16", "quantization": "int4"},
+            "",
+            "weights int4 g32, computed in bfloat16 by the Triton kernels",
+        ),
+    ],
+)
+def test_storage_and_arithmetic_in_words(options, rounded, said):
+    config = Config(**{"device": "cpu", "dtype": "bfloat16", "activation_dtype": "float32", **options})
+    assert arithmetic(config, rounded) == said.format(isa=cpu.describe().isa)
 
 
 def test_on_a_cpu_the_kernels_that_were_built_compute(monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,12 +55,21 @@ def scores(llm: LLM) -> list[float]:
 )
 @pytest.mark.parametrize("case", ["qwen2", "gemma2"])
 def test_half_of_the_bytes_and_the_same_answers(
-    case: str, dtype: str, options: dict[str, Any], bound: float, tiny: Tiny, opened: Opened
+    case: str,
+    dtype: str,
+    options: dict[str, Any],
+    bound: float,
+    tiny: Tiny,
+    opened: Opened,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Weights are the same numbers in both arms: what differs is the order of sums, and what KV is rounded to (by
     bfloat16 no more than a whole model is, `test_oracle.py`)."""
     path: Path = tiny(case, dtype=dtype)
-    with opened(path, **options) as llm:
+    with caplog.at_level(logging.INFO, "tuili"), opened(path, **options) as llm:
+        kept = {"float16": "float32"}.get(dtype, options.get("kv_cache_dtype", dtype))
+        said = f"weights {dtype}, computed in float32 by the {cpu.describe().isa} kernels; KV cache {kept}"
+        assert said in caplog.messages
         config = llm.engine.config
         assert (config.dtype, config.activation_dtype) == (dtype, "float32")
         assert {str(tensor.dtype) for weight in stored(llm) for tensor in weight.tensors.values()} == {f"torch.{dtype}"}

@@ -313,6 +313,6 @@ def test_a_library_of_other_sources_is_not_used() -> None:
 @needs_library
 def test_the_machine_is_probed(isa: str) -> None:
     assert cpu.read_bandwidth(1 << 20, 0.02) > 1e8
-    assert all(cpu.peak(kind, 0.02) > 1e8 for kind in ("float32", "bfloat16", "int8"))
+    assert all(cpu.peak(kind, 0.02) > 1e8 for kind in ("float32", "bfloat16", "int8", "int4"))
     with pytest.raises(ConfigError, match="kind='int9'"):
         cpu.peak("int9")

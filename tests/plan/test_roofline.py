@@ -51,7 +51,7 @@ def test_qwen3_at_75_gb_per_second() -> None:
 
 def test_kinds() -> None:
     kept: list[Kept] = [("float32", None), ("bfloat16", None), *(("bfloat16", SCHEMES[n]) for n in ("int8", "int4"))]
-    assert [peak_kind(each) for each in kept] == ["float32", "bfloat16", "int8", "int8"]
+    assert [peak_kind(each) for each in kept] == ["float32", "bfloat16", "int8", "int4"]
     assert peak_kind(("bfloat16", SCHEMES["int8_weight_only"])) == "bfloat16"  # nothing is rounded to int8
 
 

@@ -53,13 +53,14 @@ class Config:
     served_model_name: str | None = option(None, "Name that clients use; default: the model as given.", group="model")
     dtype: str = option(
         "auto",
-        "Type in which weights are stored; auto: the checkpoint's.",
+        "What weights are stored in: those of 16 bits stay so; auto: the checkpoint's.",
         group="model",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     activation_dtype: str = option(
         "auto",
-        "Type of activations; auto: the weights' where the machine multiplies it fast, else float32.",
+        "What is computed in; auto: the weights' type where the machine multiplies it fast, else float32, to which "
+        "weights of 16 bits are widened while they are multiplied.",
         group="model",
         choices=("auto", "float32", "bfloat16", "float16"),
     )

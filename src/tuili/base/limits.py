@@ -20,7 +20,7 @@ PATH = Path.home() / ".cache" / "tuili" / "machine.json"
 @dataclass(frozen=True)
 class Limits:
     """Of ``threads`` threads of ``cpu``. ``reads``: bytes per second by bytes of working set; ``peaks``: operations per
-    second by kind (float32, bfloat16, int8; a multiplication and an addition are two)."""
+    second by kind (float32, bfloat16, int8, int4; a multiplication and an addition are two)."""
 
     cpu: str
     threads: int
@@ -39,6 +39,10 @@ class Limits:
                 part = math.log(working_set / below) / math.log(above / below)
                 return self.reads[below] + part * (self.reads[above] - self.reads[below])
         return self.reads[sizes[-1]]
+
+    def peak(self, kind: str) -> float:
+        """Operations per second of ``kind``; of int4, where it was not measured, int8's."""
+        return self.peaks[kind if kind in self.peaks or kind != "int4" else "int8"]
 
     @property
     def memory_bandwidth(self) -> float:

@@ -33,7 +33,7 @@ def decode_speed(
     for repeat in range(repeats + 1):
         with machine.team(engine.config.threads):
             rate, how = machine.read(working_set, 0.2)
-            peak = max(entry["per_second"] for entry in machine.multiply(kind, 0.05))
+            peak = machine.peak(kind, 0.05)
         outcome = offline.latency(engine, work, warmups=0, repeats=1)
         if repeat:  # the first run warms up
             reads.append(rate)

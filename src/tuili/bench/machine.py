@@ -1,7 +1,8 @@
 """What this machine reaches: bytes per second by threads and working set, operations per second by threads and kind.
 
 Measured by the loops of the C++ library where it has them ("tuili"), else and beside by torch's ops ("torch.sum",
-"torch.mm"): those say what a library reaches, which may be less than the machine can. Functions import torch.
+"torch.mm"): those say what a library reaches, which may be far less than the machine can (products of bfloat16 and int8
+on AVX2), or more (AMX). The better of both is the limit. Functions import torch.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tuili.base import hardware
+from tuili.base.limits import Limits
 from tuili.bench.provenance import provenance
 
 #: The largest working set that is read: far beyond most machines' caches.
 LARGEST = 256 << 20
-KINDS = ("float32", "bfloat16", "int8")
-#: Side of the matrices that torch multiplies: large enough to hide memory.
-SIDE = 1024
+#: Working sets, from a core's cache to memory, for whoever wants the limits at once.
+FEW = (1 << 20, 8 << 20, 64 << 20, LARGEST)
+KINDS = ("float32", "bfloat16", "int8", "int4")
+#: Sides of the matrices that torch multiplies: the largest hide memory, where there is time for them.
+SIDES = (128, 256, 512, 1024)
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -57,6 +62,16 @@ def measure(
         "peaks": peaks,
         "provenance": provenance(),
     }
+
+
+def limits(threads: int | None = None, sizes: Sequence[int] = FEW, seconds: float = 0.1) -> Limits:
+    """What ``threads`` threads (None: all cores) reach with working sets of ``sizes`` bytes and with every kind of
+    product; ``seconds`` for each figure. Nothing is kept."""
+    threads = threads or thread_counts()[-1]
+    with team(threads):
+        reads = {size: read(size, seconds)[0] for size in sizes}
+        peaks = {kind: peak(kind, seconds) for kind in KINDS}
+    return Limits(hardware.probe().cpu, threads, datetime.now(UTC).isoformat(timespec="seconds"), reads, peaks)
 
 
 def working_sets(largest: int = LARGEST) -> list[int]:
@@ -173,17 +188,32 @@ def level_of(size: int, threads: int, found: dict[str, dict[str, int]]) -> str:
 # ---------------------------------------------------------------------------------------------- operations per second
 
 
-def multiply(kind: str, seconds: float) -> list[dict[str, Any]]:
-    """Operations per second of ``kind``: in registers where the library can, and of torch's matrix product."""
-    import torch
+def peak(kind: str, seconds: float) -> float:
+    """Operations per second of ``kind``: the better of all that ``multiply`` measures."""
+    return max(float(found["per_second"]) for found in multiply(kind, seconds))
 
-    if kind == "int8":
-        a = torch.randint(-128, 128, (SIDE, SIDE), dtype=torch.int8)
-        name, run = "torch._int_mm", lambda: torch._int_mm(a, a)
-    else:
-        b = torch.randn(SIDE, SIDE).to(getattr(torch, kind))
-        name, run = "torch.mm", lambda: torch.mm(b, b)
-    measured = [{"per_second": 2 * SIDE**3 / best(run, seconds), "how": name}]
+
+def multiply(kind: str, seconds: float) -> list[dict[str, Any]]:
+    """Operations per second of ``kind``: in registers where the library can, and of torch's matrix product, which for
+    weights of 4 bits is that of bytes."""
+    measured = [_product(kind, seconds)]
     if (library := _library()) is not None:
         measured.insert(0, {"per_second": library.peak(kind, seconds), "how": "tuili"})
     return measured
+
+
+def _product(kind: str, seconds: float) -> dict[str, Any]:
+    """Torch's best over ``SIDES``, as far as one product of the next takes no more than ``seconds``: where torch has no
+    fast path it is slower by orders of magnitude."""
+    import torch
+
+    rate, name = 0.0, "torch._int_mm" if kind.startswith("int") else "torch.mm"
+    multiplied = torch._int_mm if kind.startswith("int") else torch.mm
+    for side in SIDES:
+        values = torch.randint(-128, 128, (side, side), dtype=torch.int8)
+        matrix = values if kind.startswith("int") else values.to(getattr(torch, kind))
+        took = best(lambda matrix=matrix: multiplied(matrix, matrix), seconds / len(SIDES))  # type: ignore[misc]
+        rate = max(rate, 2 * side**3 / took)
+        if 8 * took > seconds:
+            break
+    return {"per_second": rate, "how": name}

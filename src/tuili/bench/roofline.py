@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuili.base.limits import attainable, bound, from_result
+from tuili.base import hardware
+from tuili.base.limits import attainable, bound
 from tuili.bench import machine
 from tuili.bench.provenance import provenance
+from tuili.quant.scheme import Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -27,20 +29,23 @@ ROWS = tuple(1 << power for power in range(12))
 
 @dataclass(frozen=True)
 class RooflineArm:
-    """A way of multiplying: ``format`` of ``tuili.quant``, dtype of the activations, and the kind of its products."""
+    """A way of multiplying: what weights are stored in, and the kind of its products."""
 
     name: str
-    format: str
-    group: int
-    dtype: str
+    scheme: Scheme
     kind: str
+
+    @property
+    def dtype(self) -> str:
+        """Of the activations, as an engine has them here: bfloat16 where that is multiplied fast."""
+        return "bfloat16" if self.kind != "float32" and hardware.probe().fast_bfloat16 else "float32"
 
 
 ARMS = (
-    RooflineArm("f32", "dense", 0, "float32", "float32"),
-    RooflineArm("bf16", "dense", 0, "bfloat16", "bfloat16"),
-    RooflineArm("int8", "int8", 0, "bfloat16", "int8"),
-    RooflineArm("int4", "int4", 32, "bfloat16", "int8"),
+    RooflineArm("f32", Scheme(dtype="float32"), "float32"),
+    RooflineArm("bf16", Scheme(dtype="bfloat16"), "bfloat16"),
+    RooflineArm("int8", Scheme("int8"), "int8"),
+    RooflineArm("int4", Scheme("int4", 32), "int4"),
 )
 
 
@@ -86,13 +91,13 @@ def sweep(
     threads = threads or machine.thread_counts()[-1]
     points: list[Point] = []
     with machine.team(threads), torch.inference_mode():
-        limits = [from_result(machine.measure([threads], [cold_bytes], seconds))]
+        limits = [machine.limits(threads, [cold_bytes], seconds)]
         for arm in arms:
             weights = copies(arm, inputs, outputs, cold_bytes)
             for count in rows:
                 points.append(run(arm, weights, count, seconds))
                 tick()
-        limits.append(from_result(machine.measure([threads], [cold_bytes], seconds)))
+        limits.append(machine.limits(threads, [cold_bytes], seconds))
     bandwidth = max(found.memory_bandwidth for found in limits)
     peaks = {kind: max(found.peaks[kind] for found in limits) for kind in machine.KINDS}
     return {
@@ -113,12 +118,11 @@ def copies(arm: RooflineArm, inputs: int, outputs: int, cold_bytes: int) -> list
 
     from tuili.ops import kernels_of
     from tuili.ops.cpu import Arena, describe
-    from tuili.quant.scheme import Scheme
     from tuili.quant.weight import Weight
 
     arena = Arena(kernels_of("cpu" if describe().built else "reference"))
     matrix = torch.randn(outputs, inputs).to(getattr(torch, arm.dtype)) / inputs**0.5
-    first = Weight.of(matrix, Scheme(arm.format, arm.group), arena)
+    first = Weight.of(matrix, arm.scheme, arena)
 
     def clone(tensor: torch.Tensor) -> torch.Tensor:
         return arena.empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
@@ -132,7 +136,7 @@ def run(arm: RooflineArm, weights: list[Weight], rows: int, seconds: float) -> P
     import torch
 
     first = weights[0]
-    x = torch.randn(rows, first.into).to(getattr(torch, arm.dtype))
+    x = torch.randn(rows, first.into).to(first.dtype)
     turn = iter(range(sys.maxsize))
 
     def call() -> None:

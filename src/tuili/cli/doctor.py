@@ -206,7 +206,18 @@ def backend() -> Check:
     if not found.built:
         return Check("backend", WARN, f"{len(table)} ops on torch's references, exact but slow", found.why)
     kernels = sum("cpu" in op.implementations for op in table.values())
-    return Check("backend", PASS, f"{kernels} of {len(table)} ops on C++ kernels ({found.isa}), the others on torch")
+    computed = f"{kernels} of {len(table)} ops on C++ kernels ({found.isa}), the others on torch"
+    return Check("backend", PASS, f"{computed}; of a bfloat16 checkpoint: {_arithmetic('bfloat16')}")
+
+
+def _arithmetic(dtype: str) -> str:
+    from tuili.base.config import Config
+    from tuili.base.hardware import probe
+    from tuili.engine.device import arithmetic
+    from tuili.engine.resolve import activation_dtype
+
+    config = Config(device="cpu", dtype=dtype)
+    return arithmetic(config.with_(activation_dtype=activation_dtype(config, probe())))
 
 
 def limits() -> Check:

@@ -218,6 +218,16 @@ def roofline_table(console: Any, result: dict[str, Any]) -> None:
         figures = (f"{1e6 * p['seconds']:,.0f}", f"{p['intensity']:.1f}", *(f"{rate:,.1f}" for rate in rates))
         table.add_row(p["arm"], str(p["rows"]), *figures, f"{p['share']:.0%}", p["bound"])
     console.print(table)
+    explain_shares(console, [p["share"] for p in result["points"]])
+
+
+def explain_shares(console: Any, shares: list[float]) -> None:
+    """More than all of a limit is no speed: the limit was probed too low."""
+    if max(shares) > 1:
+        console.print(
+            "Shares over 100 %: others used the machine while its limits were probed, more than while this was "
+            "measured. Measure again when it is idle, with a larger --seconds or more --repeats."
+        )
 
 
 @app.command("decode")
@@ -289,3 +299,4 @@ def decode_table(console: Any, result: dict[str, Any]) -> None:
         figures = (arm["step_bytes"] / 1e6, arm["bandwidth"] / 1e9, arm["predicted"], arm["tokens_per_second"])
         table.add_row(str(arm["concurrency"]), *(f"{figure:.1f}" for figure in figures), f"{arm['ratio']:.2f}")
     console.print(table)
+    explain_shares(console, [arm["ratio"] for arm in result["arms"]])

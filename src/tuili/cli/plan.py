@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuili.base import limits, log
+from tuili.base.errors import ConfigError
 from tuili.cli.bench import deliver, numbers
 from tuili.cli.options import finite
 
@@ -125,9 +126,7 @@ def decode(
     concurrency: Annotated[str, typer.Option(help="Requests at a time.")] = "1,8,32",
     bandwidth: Annotated[
         float | None,
-        typer.Option(
-            help="Bytes read, GB/s.", show_default="as measured by tuili bench machine", min=0.001, callback=finite
-        ),
+        typer.Option(help="Bytes read, GB/s.", show_default="as measured", min=0.001, callback=finite),
     ] = None,
     peak: Annotated[
         float | None,
@@ -138,7 +137,13 @@ def decode(
             callback=finite,
         ),
     ] = None,
-    machine: Annotated[Path, typer.Option(help="Measured limits, of this machine or another.")] = limits.PATH,
+    machine: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measured limits, of this machine or another.",
+            show_default=f"{limits.PATH}; else they are measured now, for a second",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Of the measured limits.", show_default="the most", min=1)] = None,
     group: GroupOption = 32,
     symmetric: SymmetricOption = True,
@@ -151,18 +156,38 @@ def decode(
     from tuili.plan.roofline import decode_step, peak_kind
 
     spec, found = open_spec(model), []
-    measured = limits.load(machine, threads) if bandwidth is None or peak is None else None
+    measured = _limits(machine, threads) if bandwidth is None or peak is None else None
     for name, kept in ways_to_keep(spec, dtype, "bfloat16,int8,int4", group, symmetric).items():
         for count in numbers(concurrency):
             step = decode_step(spec, kept, [context] * count, kv_cache_dtype)
             speed = 1e9 * bandwidth if bandwidth else _measured(measured).bandwidth(step.bytes)
-            top = 1e9 * peak if peak else _measured(measured).peaks[peak_kind(kept)]
+            top = 1e9 * peak if peak else _measured(measured).peak(peak_kind(kept))
             arm = {"width": name, "concurrency": count, "context": context, "bandwidth": speed, "peak": top}
             bound = limits.bound(step.operations / step.bytes, speed, top)
             figures = {"bound": bound, "tokens_per_second": step.rate(speed, top)}
             found.append(arm | {"weights": step.weights, "kv": step.kv, "operations": step.operations} | figures)
-    result = {"kind": "predicted", "model": model, "family": spec.family, "arms": found}
+    origin = {"limits": dataclasses.asdict(measured)} if measured else {}
+    result = {"kind": "predicted", "model": model, "family": spec.family, "arms": found, **origin}
     deliver(result, None, json_output, _decode_table)
+
+
+def _limits(machine: Path | None, threads: int | None) -> limits.Limits:
+    """Those kept in ``machine``; where none is named those of this machine, kept or measured now."""
+    from tuili.base.hardware import probe
+
+    if machine is not None:
+        return limits.load(machine, threads)
+    if limits.PATH.exists() and (kept := limits.load(None, threads)).cpu == probe().cpu:
+        return kept
+    try:
+        from tuili.bench.machine import limits as measure
+
+        return measure(threads)
+    except ImportError as error:
+        raise ConfigError(
+            f"no measured limits in {limits.PATH}, and without torch ({error}) none are measured: give --bandwidth and "
+            "--peak, or a file of `tuili bench machine` as --machine"
+        ) from error
 
 
 def _measured(found: limits.Limits | None) -> limits.Limits:
@@ -184,3 +209,6 @@ def _decode_table(console: Any, result: dict[str, Any]) -> None:
             arm["width"], str(arm["concurrency"]), *sizes, f"{arm['bandwidth'] / 1e9:.1f}", arm["bound"], rate
         )
     console.print(table)
+    if (origin := result.get("limits")) is not None:
+        about = f"limits of {origin['cpu']}, {origin['threads']} threads, measured {origin['date']}"
+        console.print(f"{about}; `tuili bench machine` measures for longer, and keeps them", highlight=False)

@@ -18,7 +18,7 @@ from tuili.engine.admission import Bounds
 from tuili.engine.captures import capture_sizes, on_device
 from tuili.engine.chat import find_template
 from tuili.engine.client import EngineClient, ThreadClient
-from tuili.engine.device import able, backend, open_device, place_of
+from tuili.engine.device import able, arithmetic, backend, open_device, place_of
 from tuili.engine.engine import Engine, describe_error
 from tuili.engine.generation_config import generation_defaults
 from tuili.engine.memory import ALLOCATING, COMPUTING, LOADING, MEASURING, memory_of, memory_table, savings
@@ -58,6 +58,8 @@ def build(
     else:
         engine = start(resolved, open_executor(resolved, load(resolved, checkpoint, progress), progress))
     log.info("%s", ", ".join(f"{name}={value}" for name, value in effective(resolved).items()))
+    rounded = checkpoint.spec.rounded.method if checkpoint.spec.rounded else ""
+    log.info("%s; KV cache %s", arithmetic(resolved, rounded), resolved.kv_cache_dtype)
     return TextEngine(client(engine), tokenizer, resolved, bounds, defaults, templates=template)
 
 

@@ -15,6 +15,7 @@ from tuili.base.hardware import Hardware
 from tuili.base.log import get
 from tuili.base.threads import let_waiting_threads_sleep
 from tuili.engine.captures import on_device
+from tuili.quant.scheme import scheme_of
 
 if TYPE_CHECKING:
     from tuili.runtime.device import Device
@@ -107,6 +108,21 @@ def backend(config: Config) -> str:
     if config.device == "cuda" or config.kernels == "triton":
         return "triton_invariant" if config.deterministic else "triton"
     return "cpu" if cpu.describe().built else "reference"
+
+
+def arithmetic(config: Config, rounded: str = "") -> str:
+    """In words, what a resolved config's weights are stored in, what is computed in, and by whom. ``rounded``: the
+    method by which the checkpoint was quantized."""
+    from tuili.ops import cpu
+
+    scheme = scheme_of(config.quantization, config.quantization_group_size, config.dtype)
+    stored = f"as {rounded} rounded them, others {config.dtype}" if rounded else str(scheme)
+    kind = "fp8" if scheme.format == "fp8" else "int8"
+    rounds = scheme.format != "dense" and not scheme.weight_only and (scheme.format != "int4" or not on_device(config))
+    multiplied = f"multiplied by activations rounded to {kind}, all else " if rounds else ""
+    names = {"cpu": f"the {cpu.describe().isa} kernels", "reference": "torch's references"}
+    who = names.get(backend(config), "the Triton kernels")
+    return f"weights {stored}, {multiplied}computed in {config.activation_dtype} by {who}"
 
 
 def place_of(config: Config) -> str:

@@ -55,7 +55,7 @@ def _device(config: Config, hardware: Hardware) -> str:
 def with_dtypes(config: Config, spec: ModelSpec, hardware: Hardware) -> Config:
     """``config``, whose device is resolved, with the dtypes of weights, of activations, and of K and V."""
     config = config.with_(dtype=_dtype(config, spec, hardware))
-    config = config.with_(activation_dtype=_activation_dtype(config, hardware))
+    config = config.with_(activation_dtype=activation_dtype(config, hardware))
     return config.with_(kv_cache_dtype=_kv_cache_dtype(config))
 
 
@@ -75,9 +75,9 @@ def _by_pairs(config: Config, hardware: Hardware) -> bool:
     return config.device == "cpu" and config.kernels == "auto" and hardware.fast_bfloat16
 
 
-def _activation_dtype(config: Config, hardware: Hardware) -> str:
-    """What activations are. The C++ kernels widen a weight of 16 bits while they multiply it; a card and torch's
-    references compute in the weights' own type."""
+def activation_dtype(config: Config, hardware: Hardware) -> str:
+    """What activations are, where device and dtype are resolved. The C++ kernels widen a weight of 16 bits while they
+    multiply it; a card and torch's references compute in the weights' own type."""
     dtype, cuda = config.dtype, config.device == "cuda"
     if config.activation_dtype == "auto":
         if cuda or config.kernels != "auto":

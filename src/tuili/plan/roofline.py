@@ -58,5 +58,5 @@ def peak_kind(kept: Kept) -> str:
     """The kind of products of a model ``kept`` so: where activations are rounded, integer weights times int8."""
     dtype, scheme = kept
     if scheme is not None and scheme.format in ("int8", "int4") and not scheme.weight_only:
-        return "int8"
+        return scheme.format
     return "bfloat16" if dtype == "bfloat16" else "float32"

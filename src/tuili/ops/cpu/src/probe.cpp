@@ -50,8 +50,23 @@ struct ByteProduct {
     static Word add(Word sum, Word a, Word b) {
 #ifdef __AVX512F__
         return _mm512_dpbusd_epi32(sum, a, b);
+#elif defined __AVXVNNI__
+        return _mm256_dpbusd_avx_epi32(sum, a, b);
 #else
         return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+#endif
+    }
+};
+
+// Bytes times numbers of 4 bits: pairs of products, and eight sums of these, stay within 16 bits. What widens those is
+// not counted.
+struct NibbleProduct {
+    static constexpr int64_t OPS = ByteProduct::OPS;
+    static Word add(Word sum, Word a, Word b) {
+#if defined __AVX512F__ || defined __AVXVNNI__
+        return ByteProduct::add(sum, a, b);
+#else
+        return _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
 #endif
     }
 };
@@ -89,6 +104,7 @@ int64_t JOIN(probe_multiply, TUILI_ISA)(int64_t kind, int64_t rounds) {
     switch (kind) {
         case 0: return multiply<FloatProduct>(rounds);
         case 1: return multiply<HalfProduct>(rounds);
-        default: return multiply<ByteProduct>(rounds);
+        case 2: return multiply<ByteProduct>(rounds);
+        default: return multiply<NibbleProduct>(rounds);
     }
 }
