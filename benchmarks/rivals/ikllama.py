@@ -18,7 +18,7 @@ from rivals.rival import Places, Session, Unavailable, Width, call, shell
 
 REPOSITORY = "https://github.com/ikawrakow/ik_llama.cpp"
 COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
-#: Of its flags, the one that its head-room of CPU hours goes to: attention for more than the usual types of KV.
+#: Attention for every pair of types of KV would take hours to compile; the default types are all that runs here.
 OPTIONS = ("-DGGML_IQK_FA_ALL_QUANTS=OFF",)
 REPACKED = "-rtr"
 #: Restype and argtypes of the functions in ikllama.cpp.
