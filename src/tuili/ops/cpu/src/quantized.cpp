@@ -179,24 +179,29 @@ template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&o
     }
 }
 #else
-// The same with a tile of two registers, one after the other over all of its steps: so the rows' sums stay in registers.
+// The same with a tile of two registers: both in one pass, or, of more rows, one after the other, each over all steps, so
+// that the rows' sums stay in registers.
+
 template <int M, int N, int S, bool STRIP> inline void sum8(I (&total)[M][N], const char* w, int64_t steps, const Codes<M, STRIP>& x) {
     static_assert(N == 1 && S == 1);
-    EACH(half, 2) {
-        __m256i sum[M];
-        EACH(m, M) sum[m] = half ? total[m][0].b : total[m][0].a;
+    constexpr int PASSES = M <= 6 ? 1 : 2, HALVES = 2 / PASSES;
+    EACH(pass, PASSES) {
+        __m256i sum[M][HALVES];
+        EACH(m, M) EACH(h, HALVES) sum[m][h] = pass + h ? total[m][0].b : total[m][0].a;
         for (int64_t k = 0; k < steps; k++) {
-            __m256i codes = _mm256_loadu_si256((const __m256i*)(w + k * STEP + half * STEP / 2));
-            if (!half) ask<M, STRIP>(w + k * STEP);
+            if (!pass) ask<M, STRIP>(w + k * STEP);
+            EACH(h, HALVES) {
+                __m256i codes = _mm256_loadu_si256((const __m256i*)(w + k * STEP + (pass + h) * STEP / 2));
 #ifdef __AVXVNNI__
-            EACH(m, M) sum[m] = dot4(sum[m], codes, _mm256_set1_epi32(x.word(m, k)));
+                EACH(m, M) sum[m][h] = dot4(sum[m][h], codes, _mm256_set1_epi32(x.word(m, k)));
 #else  // the sign moves to x
-            codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-            __m256i size = _mm256_abs_epi8(codes);
-            EACH(m, M) sum[m] = dot4(sum[m], size, _mm256_sign_epi8(_mm256_set1_epi32(x.word(m, k)), codes));
+                codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                __m256i size = _mm256_abs_epi8(codes);
+                EACH(m, M) sum[m][h] = dot4(sum[m][h], size, _mm256_sign_epi8(_mm256_set1_epi32(x.word(m, k)), codes));
 #endif
+            }
         }
-        EACH(m, M) (half ? total[m][0].b : total[m][0].a) = sum[m];
+        EACH(m, M) EACH(h, HALVES)(pass + h ? total[m][0].b : total[m][0].a) = sum[m][h];
     }
 }
 
@@ -215,38 +220,45 @@ inline __m256i close4(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_e
 
 template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&out)[M][N], int64_t row, int64_t tile) {
     static_assert(N == 1);
+    constexpr int PASSES = M <= 3 ? 1 : 2, HALVES = 2 / PASSES;
     const __m256i mask = _mm256_set1_epi8(15);
     int64_t count = groups(a), steps = padded(a) / 8, each = a.group / 8;
     const int32_t* totals = a.sums + row * count;
     Codes<M, STRIP> x(a, row);
-    EACH(half, 2) {
-        const char* w = (const char*)a.tiles + tile * steps * STEP + half * STEP / 2;
-        const uint16_t* scales = (const uint16_t*)a.scales + tile * count * TILE + half * TILE / 2;
-        const uint8_t* zeros = a.zeros ? (const uint8_t*)a.zeros + tile * count * TILE + half * TILE / 2 : nullptr;
-        __m256 result[M];
-        EACH(m, M) result[m] = _mm256_setzero_ps();
+    EACH(pass, PASSES) {
+        const char* w = (const char*)a.tiles + tile * steps * STEP + pass * STEP / 2;
+        const uint16_t* scales = (const uint16_t*)a.scales + tile * count * TILE + pass * TILE / 2;
+        const uint8_t* zeros = a.zeros ? (const uint8_t*)a.zeros + tile * count * TILE + pass * TILE / 2 : nullptr;
+        __m256 result[M][HALVES];
+        EACH(m, M) EACH(h, HALVES) result[m][h] = _mm256_setzero_ps();
         for (int64_t g = 0; g < count; g++) {
-            __m256i sum[M];
-            EACH(m, M) sum[m] = _mm256_set1_epi32(totals[STRIP ? g * M + m : m * count + g]);
-            if (zeros) {
-                __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(zeros + g * TILE)));
-                EACH(m, M) sum[m] = _mm256_madd_epi16(zero, sum[m]);
+            __m256i sum[M][HALVES];
+            EACH(m, M) EACH(h, HALVES) sum[m][h] = _mm256_set1_epi32(totals[STRIP ? g * M + m : m * count + g]);
+            if (zeros) EACH(h, HALVES) {
+                __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(zeros + g * TILE + h * TILE / 2)));
+                EACH(m, M) sum[m][h] = _mm256_madd_epi16(zero, sum[m][h]);
             }
             for (int64_t k = g * each; k < (g + 1) * each; k += SPAN) {
-                __m256i span[M];
-                EACH(m, M) span[m] = _mm256_setzero_si256();
+                __m256i span[M][HALVES];
+                EACH(m, M) EACH(h, HALVES) span[m][h] = _mm256_setzero_si256();
                 EACH(j, SPAN) {
-                    __m256i codes = _mm256_loadu_si256((const __m256i*)(w + (k + j) * STEP));
-                    if (!half) ask<M, STRIP>(w + (k + j) * STEP);
-                    __m256i lo = _mm256_and_si256(codes, mask), hi = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
-                    EACH(m, M) span[m] = span4(span4(span[m], lo, x.word(m, 2 * (k + j))), hi, x.word(m, 2 * (k + j) + 1));
+                    const char* at = w + (k + j) * STEP;
+                    if (!pass) ask<M, STRIP>(at);
+                    EACH(h, HALVES) {
+                        __m256i codes = _mm256_loadu_si256((const __m256i*)(at + h * STEP / 2));
+                        __m256i lo = _mm256_and_si256(codes, mask), hi = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
+                        EACH(m, M)
+                            span[m][h] = span4(span4(span[m][h], lo, x.word(m, 2 * (k + j))), hi, x.word(m, 2 * (k + j) + 1));
+                    }
                 }
-                EACH(m, M) sum[m] = _mm256_add_epi32(sum[m], close4(span[m]));
+                EACH(m, M) EACH(h, HALVES) sum[m][h] = _mm256_add_epi32(sum[m][h], close4(span[m][h]));
             }
-            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(scales + g * TILE)));
-            EACH(m, M) result[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m]), scale, result[m]);
+            EACH(h, HALVES) {
+                __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(scales + g * TILE + h * TILE / 2)));
+                EACH(m, M) result[m][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][h]), scale, result[m][h]);
+            }
         }
-        EACH(m, M) (half ? out[m][0].b : out[m][0].a) = result[m];
+        EACH(m, M) EACH(h, HALVES)(pass + h ? out[m][0].b : out[m][0].a) = result[m][h];
     }
 }
 #endif

@@ -208,7 +208,7 @@ template <class Code, class Kind, class T, int N> void many(const QuantizedArgs&
 }
 
 template <class Code, class Kind, class T, int M> void few_tiles(const QuantizedArgs& a, Rows x, int64_t row, int64_t tile, int64_t tiles) {
-    constexpr int N = !PAIRS ? 1 : M == 1 ? 4 : M <= 3 ? 2 : 1;
+    constexpr int N = !PAIRS ? (M == 1 ? 4 : M == 2 ? 2 : 1) : M == 1 ? 4 : M <= 3 ? 2 : 1;
     int64_t n = 0;
     for (; n + N <= tiles; n += N) few<Code, Kind, T, M, N>(a, x, row, tile + n);
     for (; n < tiles; n++) few<Code, Kind, T, M, 1>(a, x, row, tile + n);
@@ -218,9 +218,14 @@ template <class Code, class Kind, class T> void widened(const QuantizedArgs& a, 
     for (int64_t end = row + rows; row < end; row += BAND) {
         rows = least(BAND, end - row);
         Rows x = prepare<Kind>((const T*)a.x + row * a.x_stride, a.x_stride, a.inputs, padded(a), rows);
-        if (rows <= ROWS) {
-#define FEW(m) few_tiles<Code, Kind, T, m>(a, x, row, tile, tiles)
-            EACH_HEIGHT(rows, FEW)
+        if (rows <= (PAIRS ? 1 : 3) * ROWS) {
+            int64_t blocks = (rows + ROWS - 1) / ROWS;
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t from = rows * b / blocks, height = rows * (b + 1) / blocks - from;
+                Rows some = {x.at + from * x.stride, x.stride};
+#define FEW(m) few_tiles<Code, Kind, T, m>(a, some, row + from, tile, tiles)
+                EACH_HEIGHT(height, FEW)
+            }
             continue;
         }
         int64_t n = 0;
