@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from isas import EVERY, ISAS
 
 from tuili import ops
 from tuili.base.errors import ConfigError
@@ -30,12 +31,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(params=["avx512", "avx2"])
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    try:
-        cpu.use_isa(request.param)
-    except ConfigError as error:
-        pytest.skip(str(error))
+    cpu.use_isa(request.param)
     yield request.param
     cpu.use_isa("")
 
@@ -286,6 +284,15 @@ def test_attention_does_not_see_chunks_batch_or_team(
                     have = kernel(q[rows], *cache, table[r : r + 1], bounds, length, 0.15, **kind)
                     assert torch.equal(have, whole[rows]), f"request {r}, {size} queries to {end}"
     cpu.set_threads(1)
+
+
+@pytest.mark.parametrize("isa", EVERY)
+def test_what_this_machine_has_runs_all_cases(isa: str) -> None:
+    """The others are skipped here, once."""
+    if isa not in ISAS:
+        with pytest.raises(ConfigError, match=isa):
+            cpu.use_isa(isa)
+        pytest.skip(f"the kernels for {isa} do not run here")
 
 
 def test_describe_says_what_runs() -> None:

@@ -19,7 +19,7 @@ from tuili.ops.triton import FAST, INVARIANT, describe
 pytestmark = pytest.mark.skipif(
     not describe().interpreted, reason="interpreted kernels; on a card test_device_equality.py"
 )
-PROMPTS = [tuple((7 * i + j * j) % VOCAB for j in range(count)) for i, count in enumerate((19, 3))]
+PROMPTS = [tuple((7 * i + j * j) % VOCAB for j in range(count)) for i, count in enumerate((19, 6))]
 
 
 def text(
@@ -47,7 +47,8 @@ def expected(name: str, requests: list[tuple[tuple[int, ...], int]]) -> dict[str
     return {str(i): naive(name, prompt, count) for i, (prompt, count) in enumerate(requests)}
 
 
-SMALL = [(PROMPTS[0], 5), (PROMPTS[1], 7)]
+#: Two rows, then one that needs a new block.
+SMALL = [(PROMPTS[0], 3), (PROMPTS[1], 4)]
 
 
 @pytest.mark.parametrize(
