@@ -42,8 +42,8 @@ def test_an_interrupt_at_any_moment_leaves_a_working_engine(tiny, depth):
     length, chance, caught = time.perf_counter() - began, random.Random({depth}), 0
     for round in range(40):
         timer = threading.Timer(length * chance.random(), os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
         try:
+            timer.start()  # it may fire before this returns
             tokens()
             time.sleep(60)
         except KeyboardInterrupt:
