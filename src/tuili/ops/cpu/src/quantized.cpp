@@ -11,7 +11,7 @@ constexpr int COLUMNS4 = 2, ROWS4 = 6, SUMS = 4;
 constexpr int64_t HEIGHT8 = 16, HEIGHT4 = 8;  // most rows of a strip
 #else
 constexpr int COLUMNS4 = 1, ROWS4 = 6, SUMS = 1;
-constexpr int64_t HEIGHT8 = 8, HEIGHT4 = 6;
+constexpr int64_t HEIGHT8 = 6, HEIGHT4 = 6;
 #endif
 #if defined(__AVX512F__) || defined(__AVXVNNI__)
 constexpr int OFFSET8 = -128;
@@ -118,7 +118,7 @@ template <int M, bool STRIP> struct Codes {
     int word(int64_t m, int64_t k) const { return ::word(at + m * (STRIP ? 4 : row) + k * step); }
 };
 template <int M, bool STRIP> inline void ask(const char* w) {
-    if (STRIP && (!PAIRS || M > 4)) _mm_prefetch(w + AHEAD, _MM_HINT_T0);  // fewer rows wait for nothing else
+    if (STRIP && M > 4) _mm_prefetch(w + AHEAD, _MM_HINT_T0);  // fewer rows wait for nothing else
 }
 
 #ifdef __AVX512F__
@@ -243,7 +243,7 @@ template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&o
                 EACH(m, M) EACH(h, HALVES) span[m][h] = _mm256_setzero_si256();
                 EACH(j, SPAN) {
                     const char* at = w + (k + j) * STEP;
-                    if (!pass) ask<M, STRIP>(at);
+                    if (!pass && STRIP) _mm_prefetch(at + AHEAD, _MM_HINT_T0);  // unpacking leaves no time to wait
                     EACH(h, HALVES) {
                         __m256i codes = _mm256_loadu_si256((const __m256i*)(at + h * STEP / 2));
                         __m256i lo = _mm256_and_si256(codes, mask), hi = _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask);
