@@ -12,8 +12,6 @@ from tuili.base.errors import ConfigError, nearest
 from tuili.ops.table import table
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
-#: How the names of Triton's backends begin.
-TRITON = "triton"
 
 
 class Kernels:
@@ -53,10 +51,6 @@ class Kernels:
             return partial(entry.parts, self)
         return entry.implementations.get(self.backend, entry.reference)
 
-    @property
-    def of_triton(self) -> bool:
-        return self.backend.startswith(TRITON)
-
     def __deepcopy__(self, memo: object) -> Kernels:
         return self
 
@@ -67,8 +61,6 @@ class Kernels:
 @cache
 def kernels_of(backend: str) -> Kernels:
     """The kernels called ``backend``. ConfigError for a backend that no op has."""
-    if backend.startswith(TRITON):
-        import tuili.ops.triton  # noqa: F401 (registers them where they run; a CPU does without its import)
     known = {name for entry in table.values() for name in entry.implementations}
     if backend not in known:
         raise ConfigError(f"unknown op backend {backend!r}.{nearest(backend, known)}")

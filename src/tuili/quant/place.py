@@ -8,6 +8,7 @@ import torch
 
 from tuili.ops import REFERENCE, Kernels
 from tuili.ops.cpu import Arena
+from tuili.ops.triton import FAST, INVARIANT
 
 #: Bytes that travel to a CUDA device at once.
 STAGED = 32 << 20
@@ -63,6 +64,6 @@ def place_on(device: torch.device | str = "cpu", kernels: Kernels = REFERENCE) -
     """Memory on ``device`` for ``kernels``. On the CPU it is in the C++ kernels' order, unless they are Triton's
     (interpreted)."""
     device = torch.device(device)
-    if device.type == "cpu" and not kernels.of_triton:
+    if device.type == "cpu" and kernels.backend not in (FAST, INVARIANT):
         return Arena(kernels)
     return DeviceMemory(device, kernels)
