@@ -13,8 +13,8 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_uint32, c_void
 from pathlib import Path
 
 from rivals.batched import Batched, Context, Entry, greedy
-from rivals.llamacpp import ENVIRONMENT, FTYPES, build, unrounded, whole
-from rivals.rival import Places, Session, Unavailable, Width, call, shell
+from rivals.llamacpp import ENVIRONMENT, build, quantized
+from rivals.rival import Places, Session, Unavailable, Width, shell
 
 REPOSITORY = "https://github.com/ikawrakow/ik_llama.cpp"
 COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
@@ -57,15 +57,7 @@ class Engine:
         return {"ik_llama.cpp": (source / "COMMIT").read_text().strip()}
 
     def convert(self, shape: str, width: str, places: Places) -> Path:
-        first, width = unrounded(shape, places), width.removesuffix(REPACKED)
-        if width == "bf16":
-            return first
-        made = places.converted(shape, "ikllama", width) / "model.gguf"
-        if not made.exists():
-            python, env = self.launch(places, 2)
-            log = places.log(f"convert-{shape}-ikllama-{width}")
-            whole(made, lambda target: call(python, quantize, [first, target, FTYPES[width]], log, env))
-        return made
+        return quantized(shape, width.removesuffix(REPACKED), "ikllama", quantize, places, self.launch(places, 2))
 
     def launch(self, places: Places, threads: int) -> tuple[Path, dict[str, str]]:
         return places.python(ENVIRONMENT.name), {"RIVALS_IK": str(library(places))}

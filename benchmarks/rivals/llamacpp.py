@@ -43,15 +43,7 @@ class Engine:
         return {"llama-cpp-python": source.name.removeprefix("llama_cpp_python-")}
 
     def convert(self, shape: str, width: str, places: Places) -> Path:
-        first = unrounded(shape, places)
-        if width == "bf16":
-            return first
-        made = places.converted(shape, "llamacpp", width) / "model.gguf"
-        if not made.exists():
-            python, env = self.launch(places, 2)
-            log = places.log(f"convert-{shape}-llamacpp-{width}")
-            whole(made, lambda target: call(python, quantize, [first, target, FTYPES[width]], log, env))
-        return made
+        return quantized(shape, width, "llamacpp", quantize, places, self.launch(places, 2))
 
     def launch(self, places: Places, threads: int) -> tuple[Path, dict[str, str]]:
         return places.python(ENVIRONMENT.name), {
@@ -70,6 +62,26 @@ def unrounded(shape: str, places: Places) -> Path:
         converter, python = unpack(places) / "vendor" / "llama.cpp", EXPORT.make(places)
         log = places.log(f"convert-{shape}-llamacpp-bf16")
         whole(made, lambda target: call(python, to_gguf, [converter, places.checkpoint(shape), target], log))
+    return made
+
+
+def quantized(
+    shape: str,
+    width: str,
+    folder: str,
+    quantizer: Callable[[str, str, str], None],
+    places: Places,
+    launch: tuple[Path, dict[str, str]],
+) -> Path:
+    """The file of ``width``, made from the one in bf16 by an engine's own ``quantizer``, which runs as ``launch``."""
+    first = unrounded(shape, places)
+    if width == "bf16":
+        return first
+    made = places.converted(shape, folder, width) / "model.gguf"
+    if not made.exists():
+        python, env = launch
+        log = places.log(f"convert-{shape}-{folder}-{width}")
+        whole(made, lambda target: call(python, quantizer, [first, target, FTYPES[width]], log, env))
     return made
 
 

@@ -8,15 +8,17 @@ namespace {
 constexpr int64_t CHUNK = 16;                 // keys that lie side by side
 constexpr int64_t CHUNKS = KEY_TILE / CHUNK;  // of a tile
 
+struct FloatSums {
+    F f;
+    void clear() { f = zero(); }
+};
+
 // One float a word.
 struct Floats {
     using Value = float;
     static constexpr int64_t PAIR = 1;                       // values in a word of the cache
     static constexpr int64_t WORD = 4, X = 4;                // bytes of a word of the cache, of a row
-    struct Sums {
-        F f;
-        void clear() { f = zero(); }
-    };
+    using Sums = FloatSums;
     struct Column {
         F f;
         void get(const char* w) { f = load((const float*)w); }
@@ -28,10 +30,7 @@ struct Floats {
 struct Widened {
     using Value = uint16_t;
     static constexpr int64_t PAIR = 2, WORD = 4, X = 8;
-    struct Sums {
-        F f;
-        void clear() { f = zero(); }
-    };
+    using Sums = FloatSums;
     struct Column {
         F even, odd;
         void get(const char* w) {
@@ -50,10 +49,7 @@ struct Widened {
 struct Halves {
     using Value = uint16_t;
     static constexpr int64_t PAIR = 2, WORD = 4, X = 4;
-    struct Sums {
-        F f;
-        void clear() { f = zero(); }
-    };
+    using Sums = FloatSums;
     struct Column {
         __m512bh v;
         void get(const char* w) { v = (__m512bh)_mm512_loadu_si512(w); }
@@ -131,11 +127,7 @@ inline void product(typename Kind::Sums (&sums)[M][N], const char* x, int64_t x_
     }
 }
 
-inline F floats(const Floats::Sums& s) { return s.f; }
-inline F floats(const Widened::Sums& s) { return s.f; }
-#ifdef __AVX512F__
-inline F floats(const Halves::Sums& s) { return s.f; }
-#endif
+inline F floats(const FloatSums& s) { return s.f; }
 inline F floats(const Bytes::Sums& s) { return s.floats(); }
 
 }  // namespace

@@ -19,11 +19,9 @@ inline I dot4(I sum, I w, I x) { return {_mm512_dpbusd_epi32(sum.v, w.v, x.v)}; 
 inline I minus(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I plus(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I both(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
-inline I either(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline I differ(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int N> inline I up(I a) { return {_mm512_slli_epi32(a.v, N)}; }
 template <int N> inline I down(I a) { return {_mm512_srli_epi32(a.v, N)}; }
-inline I bits(F x) { return {_mm512_castps_si512(x.v)}; }
 inline F as_floats(I x) { return {_mm512_castsi512_ps(x.v)}; }
 // Sixteen of 32 float16.
 template <int HALF> inline F halves(I x) { return {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x.v, HALF))}; }
@@ -46,11 +44,6 @@ inline I bytes(const void* p) {
     return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)((const char*)p + 32))};
 }
 inline I four(int x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
-inline I low_codes(I w) {
-    const __m256i m = _mm256_set1_epi8(15);
-    return {_mm256_and_si256(w.a, m), _mm256_and_si256(w.b, m)};
-}
-inline I high_codes(I w) { return low_codes({_mm256_srli_epi16(w.a, 4), _mm256_srli_epi16(w.b, 4)}); }
 // A sum that stays in its register: gcc else turns the order of sums, and needs memory for what it has put off.
 inline __m256i held(__m256i sum) {
     asm("" : "+x"(sum));
@@ -66,13 +59,10 @@ inline __m256i dot4(__m256i sum, __m256i w, __m256i x) {
 #endif
 inline I dot4(I sum, I w, I x) { return {dot4(sum.a, w.a, x.a), dot4(sum.b, w.b, x.b)}; }
 inline I minus(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
-inline I plus(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I both(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
-inline I either(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 inline I differ(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 template <int N> inline I up(I x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 template <int N> inline I down(I x) { return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)}; }
-inline I bits(F x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 inline F as_floats(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
 template <int HALF> inline F halves(I x) {
     __m256i h = HALF ? x.b : x.a;
@@ -81,13 +71,10 @@ template <int HALF> inline F halves(I x) {
 inline void keep(void* p, I x) {
     _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)((char*)p + 32), x.b);
 }
-inline I times(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
-inline I times_half(I x, I y) { return {_mm256_madd_epi16(x.a, y.a), _mm256_madd_epi16(x.b, y.b)}; }
 inline I widen_bytes(const uint8_t* p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
 }
 inline F floats(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-inline void settle(I& x) { asm("" : "+x"(x.a), "+x"(x.b)); }
 inline F load_half(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }

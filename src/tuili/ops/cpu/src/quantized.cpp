@@ -179,30 +179,25 @@ template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&o
     }
 }
 #else
-// The same with a tile of two registers: both in one pass, or, of more rows, one after the other, each over all steps, so
-// that the rows' sums stay in registers.
-
+// The same with a tile of two registers.
 template <int M, int N, int S, bool STRIP> inline void sum8(I (&total)[M][N], const char* w, int64_t steps, const Codes<M, STRIP>& x) {
     static_assert(N == 1 && S == 1);
-    constexpr int PASSES = M <= 6 ? 1 : 2, HALVES = 2 / PASSES;
-    EACH(pass, PASSES) {
-        __m256i sum[M][HALVES];
-        EACH(m, M) EACH(h, HALVES) sum[m][h] = pass + h ? total[m][0].b : total[m][0].a;
-        for (int64_t k = 0; k < steps; k++) {
-            if (!pass) ask<M, STRIP>(w + k * STEP);
-            EACH(h, HALVES) {
-                __m256i codes = _mm256_loadu_si256((const __m256i*)(w + k * STEP + (pass + h) * STEP / 2));
+    __m256i sum[M][2];
+    EACH(m, M) sum[m][0] = total[m][0].a, sum[m][1] = total[m][0].b;
+    for (int64_t k = 0; k < steps; k++) {
+        ask<M, STRIP>(w + k * STEP);
+        EACH(h, 2) {
+            __m256i codes = _mm256_loadu_si256((const __m256i*)(w + k * STEP + h * STEP / 2));
 #ifdef __AVXVNNI__
-                EACH(m, M) sum[m][h] = dot4(sum[m][h], codes, _mm256_set1_epi32(x.word(m, k)));
+            EACH(m, M) sum[m][h] = dot4(sum[m][h], codes, _mm256_set1_epi32(x.word(m, k)));
 #else  // the sign moves to x
-                codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-                __m256i size = _mm256_abs_epi8(codes);
-                EACH(m, M) sum[m][h] = dot4(sum[m][h], size, _mm256_sign_epi8(_mm256_set1_epi32(x.word(m, k)), codes));
+            codes = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+            __m256i size = _mm256_abs_epi8(codes);
+            EACH(m, M) sum[m][h] = dot4(sum[m][h], size, _mm256_sign_epi8(_mm256_set1_epi32(x.word(m, k)), codes));
 #endif
-            }
         }
-        EACH(m, M) EACH(h, HALVES)(pass + h ? total[m][0].b : total[m][0].a) = sum[m][h];
     }
+    EACH(m, M) total[m][0] = {sum[m][0], sum[m][1]};
 }
 
 // Sums of SPAN steps, a part of every group: without VNNI of 16 bits, which hold eight times two products of at most
@@ -218,6 +213,8 @@ inline __m256i span4(__m256i sum, __m256i codes, int x) {
 inline __m256i close4(__m256i sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 #endif
 
+// A tile's two registers in one pass, or, of more rows, one after the other, each over all steps, so that the rows' sums
+// stay in registers.
 template <int M, int N, bool STRIP> inline void sum4(const RoundedArgs& a, F (&out)[M][N], int64_t row, int64_t tile) {
     static_assert(N == 1);
     constexpr int PASSES = M <= 3 ? 1 : 2, HALVES = 2 / PASSES;
